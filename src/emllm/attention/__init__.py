@@ -1,0 +1,1 @@
+"""Attention over the three views of the log: rotation, layout, and the fused parts."""

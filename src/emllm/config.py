@@ -1,0 +1,264 @@
+"""Settings of a memory: one frozen record, the presets and the paper's variants.
+
+The same names are used in Python, on the command line, over HTTP and in TOML; an unknown name is an
+error everywhere. `MemoryConfig.resolve` fills in what depends on the model. This module does not know
+what the names of segmenters, scorers and position policies stand for beyond their spelling: each room
+keeps its own registry, and a test holds the two lists equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emllm.errors import ConfigError
+
+SEGMENTERS = ("surprise", "kl", "fixed", "random", "sentence")
+OBJECTIVES = ("none", "modularity", "conductance", "intra_inter")
+REFINE_HEADS = ("all", "each")
+SCORERS = ("dot", "votes")
+EVENT_KEYS = ("mass", "logit", "mean", "spread")
+POSITIONS = ("ordered", "paper")
+
+#: What each of the paper's variant names sets (EM-LLM, section 4).
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "S": {"segmenter": "surprise", "refine": "none", "contiguity": 0.0},
+    "SM": {"segmenter": "surprise", "refine": "modularity", "contiguity": 0.0},
+    "SC": {"segmenter": "surprise", "refine": "conductance", "contiguity": 0.0},
+    "S+C": {"segmenter": "surprise", "refine": "none", "contiguity": 0.3},
+    "SM+C": {"segmenter": "surprise", "refine": "modularity", "contiguity": 0.3},
+    "F": {"segmenter": "fixed", "refine": "none", "contiguity": 0.0},
+    "FM": {"segmenter": "fixed", "refine": "modularity", "contiguity": 0.0},
+    "FC": {"segmenter": "fixed", "refine": "conductance", "contiguity": 0.0},
+}
+
+_PAPER: Mapping[str, Any] = {
+    "segmenter": "surprise",
+    "refine": "modularity",
+    "contiguity": 0.3,
+    "scorer": "dot",
+    "event_key": "mass",
+    "representatives": 4,
+    "positions": "paper",
+    "sink_tokens": 128,
+    "recall_every_tokens": 1,
+}
+
+#: Named settings. `em-llm` is the paper's method (SM+C); the model presets are the rows of its Table 1.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "em-llm": _PAPER,
+    "em-llm-mistral-v0.2": {**_PAPER, "local_tokens": 4096, "recall_tokens": 2048},
+    "em-llm-llama-3": {
+        **_PAPER,
+        **VARIANTS["S"],
+        "gamma": 2.0,
+        "local_tokens": 4096,
+        "recall_tokens": 4096,
+    },
+    "em-llm-llama-3.1": {**_PAPER, **VARIANTS["SM"], "local_tokens": 4096, "recall_tokens": 4096},
+    "em-llm-phi-3": {**_PAPER, **VARIANTS["S"], "local_tokens": 1024, "recall_tokens": 3072},
+    "em-llm-phi-3.5": {
+        **_PAPER,
+        **VARIANTS["S"],
+        "local_tokens": 1024,
+        "recall_tokens": 3072,
+        "max_event_tokens": 64,
+    },
+    "inf-llm": {
+        **_PAPER,
+        **VARIANTS["F"],
+        "max_event_tokens": 128,
+        "event_key": "logit",
+    },
+    "streaming-llm": {"recall_tokens": 0, "segmenter": "fixed", "refine": "none", "contiguity": 0.0},
+    "full": {"recall_tokens": "all"},
+}
+
+#: Recall budget that covers any text: `recall_tokens = "all"`.
+UNLIMITED_TOKENS = 1 << 62
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """How a memory segments, what it attends to and how it recalls.
+
+    ``None`` means: chosen by `resolve` from the model. Lengths are tokens per layer.
+
+    Attributes:
+        segmenter: what proposes boundaries: `surprise`, `kl`, `fixed`, `random` or `sentence`.
+        gamma: a boundary is where surprise exceeds mean + gamma * deviation (EM-LLM, Eq. 1).
+        surprise_window_tokens: tokens before t that give the mean and deviation (tau).
+        refine: objective that moves boundaries on the key graph, or `none`.
+        refine_from_layer: first layer whose keys count in the graph; None is the last third.
+        refine_heads: `all` concatenates the heads' keys, `each` averages the heads' objectives.
+        contiguity: share of the recall budget for neighbours in time (k_c / k).
+        min_event_tokens: no event is shorter, but for the last one of a text.
+        max_event_tokens: no event is longer.
+        sink_tokens: first tokens of the log, always attended.
+        local_tokens: last tokens before the chunk, always attended.
+        recall_tokens: budget for recalled events; 0 recalls nothing, "all" everything.
+        chunk_tokens: tokens read in one forward pass.
+        recall_every_tokens: while decoding, recall anew after that many tokens.
+        scorer: how events are ranked against the present queries.
+        event_key: how an event is represented: which of its keys stand for it.
+        representatives: number of tokens that stand for an event.
+        positions: where recalled tokens stand: `ordered` or `paper`.
+    """
+
+    segmenter: str = "surprise"
+    gamma: float = 1.0
+    surprise_window_tokens: int = 1024
+    refine: str = "modularity"
+    refine_from_layer: int | None = None
+    refine_heads: str = "all"
+    contiguity: float = 0.3
+    min_event_tokens: int = 8
+    max_event_tokens: int = 128
+    sink_tokens: int | None = None
+    local_tokens: int | None = None
+    recall_tokens: int | str | None = None
+    chunk_tokens: int = 512
+    recall_every_tokens: int = 16
+    scorer: str = "votes"
+    event_key: str = "spread"
+    representatives: int = 4
+    positions: str = "ordered"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("segmenter", SEGMENTERS),
+            ("refine", OBJECTIVES),
+            ("refine_heads", REFINE_HEADS),
+            ("scorer", SCORERS),
+            ("event_key", EVENT_KEYS),
+            ("positions", POSITIONS),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        for name, low in (
+            ("surprise_window_tokens", 2),
+            ("min_event_tokens", 1),
+            ("max_event_tokens", 1),
+            ("sink_tokens", 0),
+            ("local_tokens", 1),
+            ("chunk_tokens", 1),
+            ("recall_every_tokens", 1),
+            ("representatives", 1),
+            ("refine_from_layer", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+                raise ConfigError(f"{name} must be an integer >= {low}, got {value!r}")
+        self._check_recall_tokens()
+        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or self.gamma != self.gamma:
+            raise ConfigError(f"gamma must be a number, got {self.gamma!r}")
+        if not isinstance(self.contiguity, int | float) or not 0.0 <= self.contiguity < 1.0:
+            raise ConfigError(f"contiguity must be in [0, 1), got {self.contiguity!r}")
+        if self.max_event_tokens < 2 * self.min_event_tokens:
+            raise ConfigError(
+                f"max_event_tokens must be >= 2 * min_event_tokens = {2 * self.min_event_tokens}, "
+                f"got {self.max_event_tokens}"
+            )
+
+    def _check_recall_tokens(self) -> None:
+        value = self.recall_tokens
+        if value is None or value == "all":
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigError(f"recall_tokens must be an integer >= 0 or 'all', got {value!r}")
+        if 0 < value < self.max_event_tokens:
+            raise ConfigError(
+                f"recall_tokens must be 0 or >= max_event_tokens = {self.max_event_tokens}, got {value}"
+            )
+
+    @classmethod
+    def from_settings(
+        cls, settings: Mapping[str, Any] | None = None, *, preset: str = "default", variant: str | None = None
+    ) -> MemoryConfig:
+        """The preset, then the variant, then the single settings, each overriding what came before.
+
+        Raises:
+            ConfigError: an unknown preset, variant or setting, or a setting that contradicts the variant.
+        """
+        if preset not in PRESETS:
+            raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        merged = dict(PRESETS[preset])
+        settings = dict(settings or {})
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}; the settings are {', '.join(sorted(known))}")
+        if variant is not None:
+            if variant not in VARIANTS:
+                raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+            for name, value in VARIANTS[variant].items():
+                if name in settings and settings[name] != value:
+                    raise ConfigError(f"{name}={settings[name]!r} contradicts variant {variant} ({name}={value!r})")
+            merged.update(VARIANTS[variant])
+        merged.update(settings)
+        return cls(**merged)
+
+    @classmethod
+    def preset(cls, name: str, *, variant: str | None = None, **settings: Any) -> MemoryConfig:
+        """A named preset with some settings changed, e.g. ``MemoryConfig.preset("em-llm", gamma=2.0)``."""
+        return cls.from_settings(settings, preset=name, variant=variant)
+
+    def resolve(self, *, trained_tokens: int, num_layers: int) -> ResolvedConfig:
+        """This configuration with every open choice settled for one model.
+
+        Args:
+            trained_tokens: positions that the model was trained on; the three views and a chunk fit in.
+            num_layers: decoder layers.
+
+        Raises:
+            ConfigError: the views and a chunk exceed what the model was trained on, or a layer is named
+                that the model does not have.
+        """
+        from_layer = num_layers - max(1, num_layers // 3) if self.refine_from_layer is None else self.refine_from_layer
+        if self.refine != "none" and from_layer >= num_layers:
+            raise ConfigError(f"refine_from_layer must be < {num_layers} (the model's layers), got {from_layer}")
+        views = _default_views(trained_tokens, self)
+        recall = UNLIMITED_TOKENS if views["recall_tokens"] == "all" else views["recall_tokens"]
+        asked = views["sink_tokens"] + views["local_tokens"] + recall + self.chunk_tokens
+        if recall < UNLIMITED_TOKENS and self.positions == "ordered" and asked > trained_tokens:
+            raise ConfigError(
+                f"sink_tokens + local_tokens + recall_tokens + chunk_tokens must be <= {trained_tokens} "
+                f"(the model's trained positions), got {asked}"
+            )
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values.update(views, recall_tokens=recall, refine_from_layer=from_layer)
+        return ResolvedConfig(**values)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(MemoryConfig):
+    """A `MemoryConfig` in which nothing is open: every length is a number."""
+
+    refine_from_layer: int = 0
+    sink_tokens: int = 0
+    local_tokens: int = 1
+    recall_tokens: int = 0
+
+    def _check_recall_tokens(self) -> None:
+        """Checked where the user's value entered."""
+
+
+def _default_views(trained_tokens: int, config: MemoryConfig) -> dict[str, Any]:
+    """Sink, local and recall tokens for a model, where the user left them open.
+
+    A quarter of the trained window at most goes to local context and as much to recall, so that a
+    chunk fits too, with the measured sizes of the default model as upper bound.
+    """
+    room = max(trained_tokens - config.chunk_tokens, 4)
+    sink = config.sink_tokens if config.sink_tokens is not None else min(64, room // 8)
+    local = config.local_tokens if config.local_tokens is not None else max(1, min(512, room // 2))
+    recall = config.recall_tokens
+    if recall is None:
+        recall = max(0, min(512, room - sink - local))
+        if recall < config.max_event_tokens:
+            recall = 0
+    return {"sink_tokens": sink, "local_tokens": local, "recall_tokens": recall}

@@ -1,0 +1,1 @@
+"""The seam with transformers: the only room that imports it."""

@@ -1,0 +1,1 @@
+"""Which events the present needs: event keys, scorers, similarity and contiguity within a budget."""

@@ -1,0 +1,48 @@
+"""Fixtures that every room's tests share: data that may be absent, tolerances, hypothesis profile."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "emllm",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("emllm")
+
+SHARED = Path(os.environ.get("EMLLM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+#: Absolute tolerance on logits and activations, by dtype.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real texts and tiny checkpoints."""
+    path = SHARED / "data"
+    if not path.is_dir():
+        pytest.skip("the development data folder is not here (set EMLLM_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of tensors computed by the paper's released code."""
+    path = SHARED / "golden"
+    if not path.is_dir():
+        pytest.skip("the golden data folder is not here (set EMLLM_SHARED)")
+    return path
+
+
+@pytest.fixture()
+def generator() -> torch.Generator:
+    """A seeded generator, so that no test touches the global one."""
+    return torch.Generator().manual_seed(20240712)
