@@ -1,0 +1,170 @@
+"""The attended context of one layer, laid out in order, rotated, and ready for the fused parts.
+
+A context is frozen when it is laid out: ``[sinks | episodes | local]`` and then the chunk, which may
+come at once (reading) or token by token (decoding) as long as there is room. It is described by token
+indices alone, so a fork rebuilds the same context, bit for bit, from the log. `write` puts tokens behind
+the committed ones without counting them; only `advance` counts, so attending twice equals attending once.
+
+This module does not know why these tokens were chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emllm.attention.fused import attend_part, merge
+from emllm.attention.layout import Layout
+from emllm.attention.rotary import Rotation, rotate
+
+
+@dataclass(frozen=True)
+class ContextPlan:
+    """Which tokens of the log a context holds, and where they stand.
+
+    Attributes:
+        token_idx: ascending indices of the sinks, episodes and local tokens.
+        layout: their positions.
+        num_local: how many of them, the last ones, are local context.
+        first_chunk: tokens that came with the first write; with the near tokens they are the length
+            for which the rotary table is taken.
+        max_chunk: tokens that may be written in all before the context must be laid out anew.
+        num_chunk: committed tokens of the chunk so far.
+    """
+
+    token_idx: NDArray[np.int64]
+    layout: Layout
+    num_local: int
+    first_chunk: int
+    max_chunk: int
+    num_chunk: int = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit behind the committed ones."""
+        return self.max_chunk - self.num_chunk
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the buffers must hold."""
+        return len(self.token_idx) + self.max_chunk
+
+
+def turned(
+    x: Float[Tensor, "X S D"],
+    position: int,
+    rotation: Rotation,
+    *,
+    length: int,
+    out: Float[Tensor, "X S D"] | None = None,
+) -> Float[Tensor, "X S D"]:
+    """Tokens turned as at ``position, position + 1, ...`` of a context of `length` tokens."""
+    if rotation.table is None:
+        return rotate(x, x, x, rotation, out=out)
+    stop = position + x.shape[-2]
+    cos, sin = rotation.table.cos_sin(max(length, stop))
+    return rotate(x, cos[position:stop], sin[position:stop], rotation, out=out)
+
+
+def turned_alike(
+    x: Float[Tensor, "X S D"], position: int, rotation: Rotation, *, length: int
+) -> Float[Tensor, "X S D"]:
+    """Tokens all turned as at one position."""
+    if rotation.table is None:
+        return x
+    cos, sin = rotation.table.cos_sin(max(length, position + 1))
+    return rotate(x, cos[position : position + 1], sin[position : position + 1], rotation)
+
+
+class ContextBuffers:
+    """Token-major keys (rotated) and values of one context. Written by `LayerContext` only."""
+
+    def __init__(self, capacity: int, *, like_key: Tensor, like_value: Tensor) -> None:
+        with torch.inference_mode(False):
+            self.keys = like_key.new_empty(capacity, like_key.shape[0], like_key.shape[-1])
+            self.values = like_value.new_empty(capacity, like_value.shape[0], like_value.shape[-1])
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit."""
+        return len(self.keys)
+
+
+class LayerContext:
+    """A planned context with its keys and values in buffers."""
+
+    def __init__(self, plan: ContextPlan, buffers: ContextBuffers, rotation: Rotation) -> None:
+        self.plan = plan
+        self.buffers = buffers
+        self._rotation = rotation
+
+    def place(self, raw: Float[Tensor, "S K D"]) -> None:
+        """Put the gathered keys of the plan where they stand: near ones turned, far ones as they are."""
+        layout = self.plan.layout
+        target = self.buffers.keys[: layout.num_tokens]
+        target[: layout.num_far].copy_(raw[: layout.num_far])
+        self._rotated(raw[layout.num_far :].transpose(0, 1), 0, out=target[layout.num_far :].transpose(0, 1))
+
+    def _rotated(self, x: Tensor, position: int, out: Tensor | None = None) -> Tensor:
+        """Tokens turned as at ``position, position + 1, ...``."""
+        return turned(
+            x, position, self._rotation, out=out, length=self.plan.layout.num_near + self.plan.first_chunk
+        )
+
+    def write(self, key: Float[Tensor, "K T D"], value: Float[Tensor, "K T E"]) -> None:
+        """Put tokens behind the committed ones; writing the same again changes nothing."""
+        plan, num_new = self.plan, key.shape[1]
+        start = plan.layout.num_tokens + plan.num_chunk
+        stop = start + num_new
+        self._rotated(
+            key, plan.layout.num_near + plan.num_chunk, out=self.buffers.keys[start:stop].transpose(0, 1)
+        )
+        self.buffers.values[start:stop].copy_(value.transpose(0, 1))
+
+    def attend(
+        self,
+        query: Float[Tensor, "H T D"],
+        *,
+        scaling: float,
+        softcap: float | None = None,
+        sink_logits: Float[Tensor, " H"] | None = None,
+    ) -> tuple[Float[Tensor, "H T E"], Float[Tensor, "H T"], Float[Tensor, "H T D"]]:
+        """Attention of the tokens last written over everything before them.
+
+        Returns:
+            Output, the log of the softmax normaliser, and the queries as turned for the near tokens.
+        """
+        layout, num_new = self.plan.layout, query.shape[1]
+        keys, values = (x.transpose(0, 1) for x in (self.buffers.keys, self.buffers.values))
+        chunk = layout.num_tokens + self.plan.num_chunk
+        near = self._rotated(query, layout.num_near + self.plan.num_chunk)
+        options: dict[str, Any] = {"scaling": scaling, "softcap": softcap}
+        parts = []
+        if layout.num_far:
+            far = self._far_queries(query)
+            parts.append(attend_part(far, keys[:, : layout.num_far], values[:, : layout.num_far], **options))
+        if num_new == 1:  # decoding: one call over all near tokens, itself included
+            span = slice(layout.num_far, chunk + 1)
+            parts.append(attend_part(near, keys[:, span], values[:, span], **options))
+        else:
+            if chunk > layout.num_far:
+                span = slice(layout.num_far, chunk)
+                parts.append(attend_part(near, keys[:, span], values[:, span], **options))
+            span = slice(chunk, chunk + num_new)
+            parts.append(attend_part(near, keys[:, span], values[:, span], is_causal=True, **options))
+        return *merge(parts, sink_logits=sink_logits), near
+
+    def _far_queries(self, query: Tensor) -> Tensor:
+        layout = self.plan.layout
+        length = layout.num_near + self.plan.first_chunk
+        return turned_alike(query, layout.far_distance, self._rotation, length=length)
+
+    def advance(self, num_tokens: int) -> None:
+        """Count the tokens last written as part of the chunk."""
+        self.plan = replace(self.plan, num_chunk=self.plan.num_chunk + num_tokens)

@@ -1,0 +1,114 @@
+"""Attention in fused parts, merged by their log-sum-exp.
+
+The context before the chunk needs no mask and the chunk itself is causal, so two fused calls replace
+one call with a materialised ``[T, S]`` mask, and parts may see their keys from different positions. Each
+part gives its output and the log of its softmax normaliser; `merge` weighs them into one softmax. The
+private ATen operators that return the normaliser are named here and nowhere else.
+
+This module does not know which tokens a part holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from emllm.attention.eager import eager_part
+
+Part = tuple[Float[Tensor, "H T E"], Float[Tensor, "H T"]]
+
+_aten = torch.ops.aten
+
+
+def attend_part(
+    query: Float[Tensor, "H T D"],
+    key: Float[Tensor, "K S D"],
+    value: Float[Tensor, "K S E"],
+    *,
+    scaling: float,
+    is_causal: bool = False,
+    mask: Bool[Tensor, "T S"] | None = None,
+    softcap: float | None = None,
+) -> Part:
+    """Softmax attention over one part of the context, and the log of its normaliser.
+
+    The arguments are those of `eager_part`, which is also the path for capped logits and for devices
+    without a fused kernel. Keys and values may be strided views with unit stride in the last dimension.
+    """
+    if softcap is not None or query.device.type not in ("cpu", "cuda"):
+        return eager_part(
+            query, key, value, scaling=scaling, is_causal=is_causal, mask=mask, softcap=softcap
+        )
+    value_dim = value.shape[-1]
+    if value_dim < key.shape[-1]:  # latent attention (MLA): the kernels want equal widths
+        value = pad(value, (0, key.shape[-1] - value_dim))
+    kernel = _cpu_part if query.device.type == "cpu" else _cuda_part
+    out, lse = kernel(query, key, value, scaling, is_causal, mask)
+    return out[..., :value_dim], lse
+
+
+def _cpu_part(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, is_causal: bool, mask: Tensor | None
+) -> Part:
+    num_heads, num_queries, head_dim = query.shape
+    # Without a mask the queries of a group are just more queries of their head: one kernel row less to read.
+    fold = not is_causal and mask is None
+    if fold:
+        query = query.reshape(key.shape[0], -1, head_dim)
+    bias = None if mask is None else mask[None, None]
+    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+        query[None], key[None], value[None], 0.0, is_causal, attn_mask=bias, scale=scaling
+    )
+    return out[0].reshape(num_heads, num_queries, -1), lse[0].reshape(num_heads, num_queries)
+
+
+def _cuda_part(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, is_causal: bool, mask: Tensor | None
+) -> Part:
+    num_heads, num_queries, head_dim = query.shape
+    if not is_causal and mask is None:
+        query = query.reshape(key.shape[0], -1, head_dim)
+    else:
+        key, value = (x.repeat_interleave(num_heads // key.shape[0], dim=0) for x in (key, value))
+    q, k, v = query[None], key[None], value[None]
+    if mask is None and query.dtype != torch.float32 and head_dim % 8 == 0 and head_dim <= 256:
+        out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scaling)
+    else:
+        bias = None if mask is None else _additive(mask, query)
+        out, lse, *_ = _aten._scaled_dot_product_efficient_attention(
+            q, k, v, bias, True, 0.0, is_causal, scale=scaling
+        )
+        lse = lse[..., : q.shape[2]]  # the kernel pads the query dimension
+    return out[0].reshape(num_heads, num_queries, -1), lse[0].reshape(num_heads, num_queries)
+
+
+def _additive(mask: Tensor, query: Tensor) -> Tensor:
+    """The mask as a bias whose rows are aligned to 16 bytes, which the kernel demands."""
+    num_queries, num_keys = mask.shape
+    bias = query.new_zeros(num_queries, (num_keys + 7) // 8 * 8)[:, :num_keys]
+    return bias.masked_fill_(~mask, -torch.inf)[None, None].expand(1, query.shape[0], -1, -1)
+
+
+def merge(
+    parts: Sequence[Part], *, sink_logits: Float[Tensor, " H"] | None = None
+) -> tuple[Float[Tensor, "H T E"], Float[Tensor, "H T"]]:
+    """One softmax over the keys of all parts, and its log-sum-exp.
+
+    Args:
+        sink_logits: one more logit per head that takes weight but has no value (gpt-oss). It is counted
+            here, once, and is part of the log-sum-exp that is returned.
+    """
+    if len(parts) == 1 and sink_logits is None:
+        return parts[0]
+    lses = [lse for _, lse in parts]
+    if sink_logits is not None:
+        lses.append(sink_logits.to(lses[0].dtype)[:, None].expand_as(lses[0]))
+    total = torch.logsumexp(torch.stack(lses), dim=0)
+    out = parts[0][0] * torch.exp(parts[0][1] - total)[..., None]
+    for part_out, lse in parts[1:]:
+        out = out.addcmul(part_out, torch.exp(lse - total)[..., None])
+    return out.to(parts[0][0].dtype), total

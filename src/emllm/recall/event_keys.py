@@ -1,0 +1,107 @@
+"""What stands for an event when queries look for it: per layer and KV head, a few of its keys.
+
+A maker gets the keys of consecutive events and gives ``[K, N, R, D]``. Keys are unrotated throughout.
+
+- `mean`: the mean of all keys; R = 1.
+- `mass`: the mean of the keys that drew the most attention while in the local window; R = 1. The paper's.
+- `logit`: the same with the mean raw logit in place of attention, as InfLLM's text has it; R = 1.
+- `spread`: the keys that lie farthest from the event's mean, each kept; R = `representatives`.
+
+**Deviation** of `mass` and `logit` from the released code: one choice per KV head, from the weight summed
+over its group of query heads, instead of one per query head; the keys are the KV head's anyway, and
+the index is smaller by the size of the group.
+
+This module does not know how weights are gathered, nor how keys are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from emllm.dims import EventKeys, Keys
+
+Weights = Float[Tensor, "K S"]
+
+
+class PaddedEvents:
+    """Consecutive events of different sizes as rows of one index, with a mask.
+
+    Args:
+        sizes: tokens of each event; together they cover the keys that are given.
+    """
+
+    def __init__(self, sizes: Int[Tensor, " N"]) -> None:
+        starts = torch.cumsum(sizes, 0) - sizes
+        offsets = torch.arange(int(sizes.max()), device=sizes.device)
+        self.is_token: Bool[Tensor, "N W"] = offsets < sizes[:, None]
+        self.token_idx: Int[Tensor, "N W"] = torch.where(self.is_token, starts[:, None] + offsets, starts[:, None])
+        self.sizes = sizes
+
+
+def mean_key(keys: Keys, events: PaddedEvents) -> Float[Tensor, "K N D"]:
+    """The mean key of each event, in float32."""
+    padded = keys[:, events.token_idx].float()
+    return torch.einsum("KNWD,NW->KND", padded, events.is_token / events.sizes[:, None])
+
+
+def make_mean(keys: Keys, events: PaddedEvents, weights: Weights | None, representatives: int) -> EventKeys:
+    """The mean of all keys of the event."""
+    return mean_key(keys, events)[:, :, None].to(keys.dtype)
+
+
+def top_tokens(weights: Weights, events: PaddedEvents, num: int) -> tuple[Int[Tensor, "K N R"], Tensor]:
+    """Per KV head and event, the tokens of largest weight, and which of them exist (short events)."""
+    padded = weights[:, events.token_idx].masked_fill(~events.is_token, -torch.inf)
+    num = min(num, padded.shape[-1])
+    values, columns = padded.topk(num, dim=-1)
+    idx = events.token_idx.expand(len(weights), -1, -1).gather(-1, columns)
+    return idx, values > -torch.inf
+
+
+def make_weighted(keys: Keys, events: PaddedEvents, weights: Weights | None, representatives: int) -> EventKeys:
+    """The mean of the `representatives` keys of largest weight (EM-LLM and InfLLM: 4)."""
+    assert weights is not None
+    idx, exists = top_tokens(weights, events, representatives)
+    chosen = _gather_tokens(keys, idx).float()
+    shares = exists / exists.sum(dim=-1, keepdim=True)
+    return torch.einsum("KNRD,KNR->KND", chosen, shares)[:, :, None].to(keys.dtype)
+
+
+def make_spread(keys: Keys, events: PaddedEvents, weights: Weights | None, representatives: int) -> EventKeys:
+    """The keys farthest from the event's mean key; an event of fewer tokens repeats its farthest.
+
+    Not from the paper. What is far from the mean is what the mean does not stand for, and what a
+    question asks about (docs/lab-notes.md).
+    """
+    mean = mean_key(keys, events)
+    centred = keys[:, events.token_idx].float() - mean[:, :, None]
+    distance = centred.square().sum(dim=-1).masked_fill(~events.is_token, -1.0)
+    num = min(representatives, distance.shape[-1])
+    values, columns = distance.topk(num, dim=-1)
+    columns = torch.where(values >= 0, columns, columns[..., :1])
+    if num < representatives:
+        columns = torch.cat([columns, columns[..., :1].expand(-1, -1, representatives - num)], dim=-1)
+    idx = events.token_idx.expand(len(keys), -1, -1).gather(-1, columns)
+    return _gather_tokens(keys, idx)
+
+
+def _gather_tokens(keys: Keys, idx: Int[Tensor, "K N R"]) -> EventKeys:
+    flat = idx.flatten(1)[..., None].expand(-1, -1, keys.shape[-1])
+    return keys.gather(1, flat).unflatten(1, idx.shape[1:])
+
+
+Maker = Callable[[Keys, PaddedEvents, Weights | None, int], EventKeys]
+
+MAKERS: Mapping[str, Maker] = {
+    "mean": make_mean,
+    "mass": make_weighted,
+    "logit": make_weighted,
+    "spread": make_spread,
+}
+
+#: What each maker needs to have been gathered while the tokens were in the local window.
+WEIGHTS_NEEDED: Mapping[str, str | None] = {"mean": None, "mass": "mass", "logit": "logit", "spread": None}

@@ -1,0 +1,88 @@
+"""How well each event matches the present queries: one score per event and layer.
+
+A scorer gets the queries of a chunk, turned as if at the end of the local window, and the event keys,
+unrotated, so that every event is compared at one distance. Scores of one call are comparable with each
+other and with nothing else. This module does not know how event keys are made nor what is done with the
+scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emllm.dims import EventKeys, Scores
+
+Scorer = Callable[[Tensor, Sequence[EventKeys], float], Scores]
+
+
+def dot(query: Float[Tensor, "H T D"], parts: Sequence[EventKeys], scaling: float) -> Scores:
+    """Dot product of the mean query with the mean of an event's representative keys, over all heads.
+
+    The paper's similarity (EM-LLM, section 3.3, after InfLLM, Eq. 2). The sum over the query heads
+    of a group is taken first, so a layer costs one vector per KV head. Unscaled, as order is all that
+    matters; `scaling` is ignored.
+    """
+    num_kv_heads = parts[0].shape[0]
+    mean = query.float().mean(dim=1).unflatten(0, (num_kv_heads, -1)).sum(dim=1)
+    scores = []
+    for keys in parts:
+        means = keys.mean(dim=2) if keys.shape[2] > 1 else keys[:, :, 0]
+        scores.append(torch.einsum("KD,KND->N", mean.to(keys.dtype), means).float())
+    return torch.cat(scores)
+
+
+def votes(query: Float[Tensor, "H T D"], parts: Sequence[EventKeys], scaling: float) -> Scores:
+    """Every query of every head casts one vote over all events; an event's score is its best votes.
+
+    Each query and head takes a softmax over the representative keys of all events, and the score is
+    the sum over KV heads of an event's highest probability. **Deviation** from the paper, which compares
+    one mean query: the mean loses what single queries look for (docs/lab-notes.md).
+    """
+    num_kv_heads, _, num_representatives, head_dim = parts[0].shape
+    queries = (query * scaling).to(parts[0].dtype).reshape(num_kv_heads, -1, head_dim)
+    logits = [torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2)) for keys in parts]
+    joined = (logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)).float()
+    joined -= joined.amax(dim=-1, keepdim=True)
+    joined.exp_()
+    joined /= joined.sum(dim=-1, keepdim=True)
+    best = joined.amax(dim=1)
+    return best.unflatten(-1, (-1, num_representatives)).amax(dim=-1).sum(dim=0)
+
+
+def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:
+    """The mean of a chunk's queries: all that a linear scorer needs."""
+    return query.float().mean(dim=1, keepdim=True).to(query.dtype)
+
+
+#: Up to this many queries (a question, say) all vote; of a longer chunk only `READING_VOTES` do.
+ASKING_VOTES = 64
+READING_VOTES = 8
+
+
+def spread_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H T D"]:
+    """All queries of a question; of a chunk that is read, a few evenly spaced ones, the last included."""
+    num_queries = query.shape[1]
+    if num_queries <= ASKING_VOTES:
+        return query
+    step = num_queries / READING_VOTES
+    rows = [round((i + 1) * step) - 1 for i in range(READING_VOTES)]
+    return query[:, rows]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A way to rank events: which queries of a chunk take part, and how they score events."""
+
+    sample: Callable[[Tensor], Tensor]
+    score: Scorer
+
+
+SCORERS: Mapping[str, Ranking] = {
+    "dot": Ranking(sample=mean_query, score=dot),
+    "votes": Ranking(sample=spread_queries, score=votes),
+}
