@@ -25,7 +25,9 @@ def rank_events(scores: NDArray[np.float32], limit: int) -> list[int]:
     return best[order].tolist()
 
 
-def fill(candidates: Iterable[int], sizes: NDArray[np.int64], budget_tokens: int, taken: set[int]) -> list[int]:
+def fill(
+    candidates: Iterable[int], sizes: NDArray[np.int64], budget_tokens: int, taken: set[int]
+) -> list[int]:
     """The candidates in order, each that is new and still fits; adds them to `taken`.
 
     **Deviation** from the released code, which may overshoot by half an event: the budget is never

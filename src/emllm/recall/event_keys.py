@@ -38,7 +38,9 @@ class PaddedEvents:
         starts = torch.cumsum(sizes, 0) - sizes
         offsets = torch.arange(int(sizes.max()), device=sizes.device)
         self.is_token: Bool[Tensor, "N W"] = offsets < sizes[:, None]
-        self.token_idx: Int[Tensor, "N W"] = torch.where(self.is_token, starts[:, None] + offsets, starts[:, None])
+        self.token_idx: Int[Tensor, "N W"] = torch.where(
+            self.is_token, starts[:, None] + offsets, starts[:, None]
+        )
         self.sizes = sizes
 
 
@@ -62,7 +64,9 @@ def top_tokens(weights: Weights, events: PaddedEvents, num: int) -> tuple[Int[Te
     return idx, values > -torch.inf
 
 
-def make_weighted(keys: Keys, events: PaddedEvents, weights: Weights | None, representatives: int) -> EventKeys:
+def make_weighted(
+    keys: Keys, events: PaddedEvents, weights: Weights | None, representatives: int
+) -> EventKeys:
     """The mean of the `representatives` keys of largest weight (EM-LLM and InfLLM: 4)."""
     assert weights is not None
     idx, exists = top_tokens(weights, events, representatives)

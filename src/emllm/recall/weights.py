@@ -54,9 +54,7 @@ def attention_mass(
     return mass
 
 
-def mean_logit(
-    key: Keys, query_sums: Float[Tensor, "K P D"], *, local_tokens: int
-) -> Float[Tensor, "K S"]:
+def mean_logit(key: Keys, query_sums: Float[Tensor, "K P D"], *, local_tokens: int) -> Float[Tensor, "K S"]:
     """Mean raw logit of each key over the `local_tokens` queries after it (InfLLM, section 3.2).
 
     ``r_m = 1 / l_L * sum_j q_{m+j} k_m`` is linear in the queries, so prefix sums of them suffice: no

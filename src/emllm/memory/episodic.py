@@ -1,0 +1,245 @@
+"""EpisodicMemory: wires the rooms together, and is the only writer.
+
+One memory is one sequence: an append-only log, the events cut from it, and one layer object per decoder
+layer. A chunk's life: `begin_chunk`, then `attend` once per layer (reads and stages), then `commit`, which
+appends to the log, cuts events and indexes those that left the local window. A chunk that is begun and not
+committed leaves no trace. This module does not know models, tokenizers or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emllm.attention.geometry import ModelGeometry
+from emllm.config import MemoryConfig
+from emllm.dims import Logits, TokenIds
+from emllm.errors import InputError
+from emllm.memory.cutting import EventCutter, PieceOf
+from emllm.memory.events import Event, EventTable
+from emllm.memory.indexing import index_events, key_graph
+from emllm.memory.layer import AttentionOptions, Layer, MemoryLayer, View, WindowLayer
+from emllm.recall.trace import RecallTrace
+from emllm.segmentation.key_graph import PrefixGram
+from emllm.store.log import LayerShape, Log, RamLog
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document's place in the log."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class EpisodicMemory:
+    """The memory of one sequence of tokens, for one model.
+
+    Args:
+        geometry: what the memory must know of the model.
+        config: settings; what is open is resolved from the geometry.
+        piece_of: text of a token id, needed by the `sentence` segmenter only.
+    """
+
+    def __init__(
+        self,
+        geometry: ModelGeometry,
+        config: MemoryConfig | None = None,
+        *,
+        piece_of: PieceOf | None = None,
+    ) -> None:
+        resolved = (config or MemoryConfig()).resolve(
+            trained_tokens=geometry.trained_tokens, num_layers=geometry.num_layers
+        )
+        shapes = [
+            LayerShape(layer.num_kv_heads, layer.head_dim, layer.value_dim, geometry.dtype, layer.device)
+            for layer in geometry.layers
+        ]
+        self.geometry = geometry
+        self.config = resolved
+        self.documents: list[StoredDocument] = []
+        self._log: Log = RamLog(shapes)
+        self._events = EventTable(resolved.sink_tokens)
+        self._cutter = EventCutter(resolved, piece_of=piece_of)
+        self._layers: list[Layer] = [
+            WindowLayer(i, layer)
+            if layer.window_tokens is not None
+            else MemoryLayer(i, layer, resolved, self._events)
+            for i, layer in enumerate(geometry.layers)
+        ]
+        self._pending: Tensor | None = None
+        self._view: View | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Committed tokens."""
+        return self._log.num_tokens
+
+    @property
+    def num_events(self) -> int:
+        """Events whose end is known."""
+        return len(self._events)
+
+    def token_ids(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """Ids of the tokens in a span of the log."""
+        return self._log.token_ids(start, self.num_tokens if stop is None else stop)
+
+    def surprise(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Surprise of the tokens in a span of the log, in nats; NaN for the first token of all."""
+        return self._log.surprise(start, self.num_tokens if stop is None else stop)
+
+    def begin_chunk(self, token_ids: TokenIds) -> None:
+        """Announce the tokens that the model is about to compute; drops what was not committed.
+
+        Raises:
+            InputError: there are none.
+        """
+        if len(token_ids) < 1:
+            raise InputError("a chunk needs at least one token, got 0")
+        self.abandon()
+        self._pending = token_ids
+        self._view = self._current_view()
+
+    def abandon(self) -> None:
+        """Forget the chunk that was begun and not committed."""
+        self._pending = None
+        for layer in self._layers:
+            layer.abandon()
+
+    def _current_view(self) -> View:
+        config, num_tokens = self.config, self.num_tokens
+        window_start = max(num_tokens - config.local_tokens, 0)
+        # The local view reaches back to the last recallable event, as far as the recall budget allows.
+        earliest = max(window_start - config.recall_tokens, 0)
+        local_start = min(max(self._events.recallable_stop, earliest), num_tokens)
+        return View(
+            num_tokens=num_tokens,
+            sinks_stop=config.sink_tokens,
+            local_start=local_start,
+            recall_tokens=config.recall_tokens - max(window_start - local_start, 0),
+            sizes=self._events.recallable_sizes(),
+        )
+
+    def attend(
+        self,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        softcap: float | None = None,
+        sink_logits: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of the begun chunk in one layer; reads and stages, so twice is the same as once.
+
+        Args:
+            query: ``[H, T, D]``, before rotation; key and value ``[K, T, D]``.
+            scaling: factor on the logits.
+            softcap: logits become ``softcap * tanh(logits / softcap)``.
+            sink_logits: one logit per head that takes weight and has no value.
+
+        Returns:
+            ``[H, T, D]``, in the dtype of the query.
+        """
+        if self._pending is None or self._view is None or query.shape[1] != len(self._pending):
+            begun = 0 if self._pending is None else len(self._pending)
+            raise InputError(f"attend got {query.shape[1]} tokens, but the chunk that was begun has {begun}")
+        options = AttentionOptions(scaling, softcap, sink_logits)
+        return self._layers[layer_idx].attend(self._log, self._view, query, key, value, options)
+
+    @torch.no_grad()
+    def commit(self, token_ids: TokenIds, logits: Logits) -> None:
+        """Append the chunk that every layer attended to, cut events, and index those that left the window.
+
+        Args:
+            token_ids: the tokens of the chunk.
+            logits: row t is the prediction made after token t.
+
+        Raises:
+            ModelError: the logits are not finite; nothing is written.
+        """
+        staged = [layer.staged for layer in self._layers if layer.staged is not None]
+        if len(staged) < len(self._layers):
+            raise InputError(
+                f"commit needs all {len(self._layers)} layers to have attended, got {len(staged)}"
+            )
+        first = self.num_tokens
+        chunk_surprise = self._cutter.surprise(token_ids, logits, first=first)
+        self._log.append([s.key for s in staged], [s.value for s in staged], token_ids, chunk_surprise)
+        for layer in self._layers:
+            layer.commit()
+        self._pending = None
+        self._events.close(
+            self._cutter.advance(token_ids, chunk_surprise, logits, self._key_graph, first=first)
+        )
+        self._release_events()
+
+    def _key_graph(self, start: int, stop: int) -> PrefixGram:
+        return key_graph(self._log, self.geometry, self.config, start, stop)
+
+    def _release_events(self) -> None:
+        """Make recallable, and index, the events that have left the local window."""
+        start = self._events.recallable_stop
+        before, after = self._events.release(self.num_tokens - self.config.local_tokens)
+        ranking = [layer for layer in self._memory_layers if layer.has_index]
+        if after > before and ranking:
+            sizes = self._events.recallable_sizes()[before:after]
+            index_events(self._log, ranking, start, sizes, dtype=self.geometry.dtype)
+
+    @property
+    def _memory_layers(self) -> list[MemoryLayer]:
+        return [layer for layer in self._layers if isinstance(layer, MemoryLayer)]
+
+    def fork(self) -> EpisodicMemory:
+        """A memory that begins with everything in this one; what either goes on to read stays its own."""
+        child = object.__new__(EpisodicMemory)
+        child.geometry, child.config = self.geometry, self.config
+        child.documents = list(self.documents)
+        child._log = self._log.fork()
+        child._events = self._events.copy()
+        child._cutter = self._cutter.fork()
+        child._layers = [layer.fork(child._events) for layer in self._layers]
+        child._pending = child._view = None
+        return child
+
+    def events(self) -> list[Event]:
+        """All events in time order; the last one is still open and may be short."""
+        stops = [*self._events.stops.tolist(), self.num_tokens]
+        known = self.surprise()
+        events, start = [], self._events.start
+        for stop in stops:
+            if stop > start:
+                events.append(Event(start, stop, mean_surprise(known[start:stop]), self.document_at(start)))
+            start = stop
+        return events
+
+    def event(self, event_idx: int) -> Event:
+        """One closed event by its index."""
+        start, stop = int(self._events.starts[event_idx]), int(self._events.stops[event_idx])
+        return Event(start, stop, mean_surprise(self.surprise(start, stop)), self.document_at(start))
+
+    def document_at(self, token_idx: int) -> str | None:
+        """Name of the document that a token belongs to; None for what is between documents."""
+        for document in self.documents:
+            if document.start <= token_idx < document.stop:
+                return document.name
+        return None
+
+    def trace_recall(self) -> RecallTrace:
+        """Record what is recalled from now on, over all layers."""
+        trace = RecallTrace()
+        for layer in self._memory_layers:
+            layer.trace = trace
+        return trace
+
+
+def mean_surprise(values: NDArray[np.float32]) -> float:
+    """Mean of the known values, in nats; NaN where there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

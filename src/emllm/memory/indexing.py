@@ -1,0 +1,90 @@
+"""Event keys of events that left the local window, for all layers, and the key graph for refinement.
+
+Reads the log; writes nothing. Layers of one shape are done in one go, because a chunk closes a few dozen
+small events and every tensor operation counts. This module does not know when events leave the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emllm.attention.geometry import LayerGeometry, ModelGeometry
+from emllm.config import ResolvedConfig
+from emllm.memory.layer import MemoryLayer
+from emllm.recall.event_keys import MAKERS, PaddedEvents
+from emllm.segmentation.key_graph import PrefixGram, prefix_gram
+from emllm.store.log import Log
+
+
+def gather_span(
+    log: Log, layers: Sequence[tuple[int, LayerGeometry]], start: int, stop: int, dtype: torch.dtype
+) -> Tensor:
+    """Keys of a span in layers of one shape, ``[layers, S, K, D]``."""
+    geometry = layers[0][1]
+    keys = torch.empty(
+        len(layers),
+        stop - start,
+        geometry.num_kv_heads,
+        geometry.head_dim,
+        dtype=dtype,
+        device=geometry.device,
+    )
+    token_idx = np.arange(start, stop)
+    for row, (layer_idx, _) in enumerate(layers):
+        log.gather(layer_idx, token_idx, keys=keys[row], values=None)
+    return keys
+
+
+def key_graph(log: Log, geometry: ModelGeometry, config: ResolvedConfig, start: int, stop: int) -> PrefixGram:
+    """The key graph of a span over the layers that the settings name (EM-LLM, section 3.2)."""
+    chosen = [(i, layer) for i, layer in enumerate(geometry.layers) if i >= config.refine_from_layer]
+    keys = []
+    for _, group in groupby(chosen, key=lambda item: _shape(item[1])):
+        stacked = gather_span(log, list(group), start, stop, geometry.dtype)
+        keys.append(stacked.permute(0, 2, 1, 3).flatten(0, 1))
+    return prefix_gram(keys, start=start, heads=config.refine_heads)
+
+
+def _shape(layer: LayerGeometry) -> tuple[int, int, str]:
+    return layer.num_kv_heads, layer.head_dim, str(layer.device)
+
+
+def index_events(
+    log: Log,
+    layers: Sequence[MemoryLayer],
+    start: int,
+    sizes: NDArray[np.int64],
+    *,
+    dtype: torch.dtype,
+) -> None:
+    """Make event keys for consecutive events and add them to each layer's index.
+
+    Args:
+        layers: the layers that rank events.
+        start: first token of the first event.
+        sizes: tokens of each event.
+        dtype: of the keys in the log.
+    """
+    stop = start + int(sizes.sum())
+    for _, group in groupby(layers, key=lambda layer: _shape(layer.geometry)):
+        alike = list(group)
+        device = alike[0].geometry.device
+        config = alike[0].config
+        keys = gather_span(log, [(layer.layer_idx, layer.geometry) for layer in alike], start, stop, dtype)
+        keys = keys.permute(0, 2, 1, 3)
+        weights = [layer.event_weights(layer_keys) for layer, layer_keys in zip(alike, keys, strict=True)]
+        known = [w for w in weights if w is not None]
+        made = MAKERS[config.event_key](
+            keys.flatten(0, 1),
+            PaddedEvents(torch.from_numpy(sizes).to(device)),
+            torch.cat(known) if known else None,
+            config.representatives,
+        )
+        for layer, event_keys in zip(alike, made.unflatten(0, (len(alike), -1)), strict=True):
+            layer.add_events(event_keys, stop - start)

@@ -1,0 +1,343 @@
+"""The memory of one layer: recall, lay out, attend. Reads the log and stages; `commit` alone writes.
+
+`MemoryLayer` serves full-attention layers, `WindowLayer` the plain sliding-window layers of hybrid
+models. Both share one protocol, so that the memory treats all layers alike. This module does not
+know surprise, boundaries or documents: it is told which events may be recalled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emllm.attention.context import ContextBuffers, ContextPlan, LayerContext, turned_alike
+from emllm.attention.geometry import LayerGeometry
+from emllm.attention.layout import POSITION_POLICIES
+from emllm.attention.window import attend_window
+from emllm.config import UNLIMITED_TOKENS, ResolvedConfig
+from emllm.memory.events import EventTable
+from emllm.recall.budget import select_events
+from emllm.recall.event_keys import WEIGHTS_NEEDED
+from emllm.recall.index import EventIndex
+from emllm.recall.scorers import SCORERS
+from emllm.recall.trace import RecallTrace
+from emllm.recall.weights import attention_mass, mean_logit
+from emllm.store.log import Log
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What a layer's own attention adds to plain softmax attention."""
+
+    scaling: float
+    softcap: float | None = None
+    sink_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """What every layer is told about the log before a chunk.
+
+    Attributes:
+        num_tokens: tokens in the log; the chunk comes after them.
+        sinks_stop: first token after the sinks.
+        local_start: first token of the local view.
+        recall_tokens: budget for recalled events, the overhang of the local view taken off.
+        sizes: tokens of each recallable event.
+    """
+
+    num_tokens: int
+    sinks_stop: int
+    local_start: int
+    recall_tokens: int
+    sizes: NDArray[np.int64]
+
+
+@dataclass
+class Staged:
+    """What a layer computed for a chunk that is not committed yet."""
+
+    key: Tensor
+    value: Tensor
+    context: LayerContext | None = None
+    queue: list[int] = field(default_factory=list)
+    queries: list[Tensor] = field(default_factory=list)
+    query_sums: Tensor | None = None
+    mass: Tensor | None = None
+    trace: tuple[NDArray[np.float32], list[int]] | None = None
+
+
+class WindowLayer:
+    """A layer that sees its own sliding window and nothing else."""
+
+    def __init__(self, layer_idx: int, geometry: LayerGeometry) -> None:
+        assert geometry.window_tokens is not None
+        self.layer_idx = layer_idx
+        self.geometry = geometry
+        self._window_tokens = geometry.window_tokens
+        self.staged: Staged | None = None
+
+    def attend(
+        self, log: Log, view: View, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
+    ) -> Tensor:
+        """Sliding-window attention of the chunk; stages its keys and values."""
+        self.staged = Staged(key, value)
+        start = max(0, view.num_tokens - self._window_tokens + 1)
+        num_old = view.num_tokens - start
+        old_key = key.new_empty(num_old, key.shape[0], key.shape[-1])
+        old_value = value.new_empty(num_old, value.shape[0], value.shape[-1])
+        log.gather(self.layer_idx, np.arange(start, view.num_tokens), keys=old_key, values=old_value)
+        return attend_window(
+            query,
+            torch.cat([old_key.transpose(0, 1), key], dim=1),
+            torch.cat([old_value.transpose(0, 1), value], dim=1),
+            rotation=self.geometry.rotation,
+            window_tokens=self._window_tokens,
+            scaling=options.scaling,
+            softcap=options.softcap,
+            sink_logits=options.sink_logits,
+        )
+
+    def commit(self) -> None:
+        """Forget what was staged; the log has it now."""
+        self.staged = None
+
+    def abandon(self) -> None:
+        """Forget what was staged."""
+        self.staged = None
+
+    def fork(self, events: EventTable) -> WindowLayer:
+        """The same layer for a fork; events mean nothing to it."""
+        return WindowLayer(self.layer_idx, self.geometry)
+
+
+class MemoryLayer:
+    """A full-attention layer: sinks, recalled episodes, local context, chunk.
+
+    Only `commit`, `add_events` and `drop_weights` change what later chunks see.
+    """
+
+    def __init__(
+        self, layer_idx: int, geometry: LayerGeometry, config: ResolvedConfig, events: EventTable
+    ) -> None:
+        self.layer_idx = layer_idx
+        self.geometry = geometry
+        self.config = config
+        self.events = events
+        self.index = EventIndex()
+        self.staged: Staged | None = None
+        self.trace: RecallTrace | None = None
+        self._context: LayerContext | None = None
+        self._plan: ContextPlan | None = None
+        self._spare: ContextBuffers | None = None
+        self._queue: list[int] = []
+        self._queries: list[Tensor] = []
+        self._weights: Tensor | None = None
+        self._needs = WEIGHTS_NEEDED[config.event_key] if self.has_index else None
+
+    @property
+    def has_index(self) -> bool:
+        """Whether events are ranked at all: not when nothing or everything is recalled."""
+        return 0 < self.config.recall_tokens < UNLIMITED_TOKENS
+
+    def attend(
+        self, log: Log, view: View, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
+    ) -> Tensor:
+        """Attention of a chunk over the three views and itself; stages, and changes nothing else."""
+        self.abandon()
+        staged = Staged(key, value)
+        if query.shape[1] == 1 and self._plan is not None and self._plan.room >= 1:
+            context = self._current_context(log, key, value)
+            staged.queue = self._queue
+            staged.queries = [*self._queries, query.clone()]
+        else:
+            plan = self._plan_context(view, query, options, staged)
+            context = self._lay_out(log, plan, key, value)
+        staged.context = context
+        self.staged = staged
+        context.write(key, value)
+        out, lse, near_query = context.attend(
+            query, scaling=options.scaling, softcap=options.softcap, sink_logits=options.sink_logits
+        )
+        self._stage_weights(staged, view.num_tokens, query, near_query, lse, options)
+        return out
+
+    def _plan_context(
+        self, view: View, query: Tensor, options: AttentionOptions, staged: Staged
+    ) -> ContextPlan:
+        """Recall, and decide what stands where."""
+        num_new = query.shape[1]
+        recalled = self._recall(view, query, options, staged)
+        sinks = np.arange(min(view.sinks_stop, view.num_tokens))
+        local = np.arange(view.local_start, view.num_tokens)
+        episodes = self.events.token_idx(recalled)
+        # Nothing has left yet: the views are one stretch of text, and every distance is its own.
+        is_whole = view.local_start <= len(sinks)
+        policy = POSITION_POLICIES["ordered" if is_whole else self.config.positions]
+        return ContextPlan(
+            token_idx=np.concatenate([sinks, episodes, local]),
+            layout=policy(len(sinks), len(episodes), len(local), self.config.local_tokens),
+            num_local=len(local),
+            first_chunk=num_new,
+            max_chunk=self.config.recall_every_tokens + (num_new if num_new > 1 else 0),
+        )
+
+    def _recall(self, view: View, query: Tensor, options: AttentionOptions, staged: Staged) -> list[int]:
+        """Events for this chunk, in time order (EM-LLM, section 3.3)."""
+        budget = view.recall_tokens
+        fits = int(view.sizes.sum()) <= budget
+        if not len(view.sizes) or (fits and self.trace is None) or not self.has_index:
+            return list(range(len(view.sizes))) if fits else []
+        ranking = SCORERS[self.config.scorer]
+        pending = torch.cat([*self._queries, query], dim=1) if query.shape[1] == 1 else query
+        # A token after the local window is how far away every event is taken to be.
+        distance = self.config.local_tokens
+        length = view.sinks_stop + view.num_tokens - view.local_start + query.shape[1]
+        asking = turned_alike(ranking.sample(pending), distance, self.geometry.rotation, length=length)
+        scores = ranking.score(asking, self.index.parts(), options.scaling).float().cpu().numpy()
+        recalled, staged.queue = select_events(
+            scores,
+            view.sizes,
+            budget_tokens=budget,
+            contiguity=self.config.contiguity,
+            min_event_tokens=self.config.min_event_tokens,
+            buffer=self._queue,
+        )
+        staged.trace = (scores, recalled)
+        return recalled
+
+    def _lay_out(self, log: Log, plan: ContextPlan, key: Tensor, value: Tensor) -> LayerContext:
+        """Gather and place the tokens of a plan in buffers that no committed context uses."""
+        buffers = self._spare
+        if buffers is None or buffers.capacity < plan.capacity:
+            buffers = ContextBuffers(plan.capacity * 9 // 8, like_key=key, like_value=value)
+        self._spare = buffers
+        context = LayerContext(plan, buffers, self.geometry.rotation)
+        num_tokens = len(plan.token_idx)
+        raw = key.new_empty(num_tokens, key.shape[0], key.shape[-1])
+        log.gather(self.layer_idx, plan.token_idx, keys=raw, values=buffers.values[:num_tokens])
+        context.place(raw)
+        return context
+
+    def _current_context(self, log: Log, key: Tensor, value: Tensor) -> LayerContext:
+        """The committed context; a fork builds it from its plan when it first needs it."""
+        assert self._plan is not None
+        if self._context is None:
+            plan = self._plan
+            chunk = np.arange(log.num_tokens - plan.num_chunk, log.num_tokens)
+            whole = ContextPlan(plan.token_idx, plan.layout, plan.num_local, plan.first_chunk, plan.max_chunk)
+            context = self._lay_out(log, whole, key, value)
+            self._spare = None
+            old_key = key.new_empty(len(chunk), key.shape[0], key.shape[-1])
+            old_value = value.new_empty(len(chunk), value.shape[0], value.shape[-1])
+            log.gather(self.layer_idx, chunk, keys=old_key, values=old_value)
+            context.write(old_key.transpose(0, 1), old_value.transpose(0, 1))
+            context.advance(len(chunk))
+            self._context = context
+        return self._context
+
+    def _stage_weights(
+        self,
+        staged: Staged,
+        num_tokens: int,
+        query: Tensor,
+        near_query: Tensor,
+        lse: Tensor,
+        options: AttentionOptions,
+    ) -> None:
+        """Collect what the event keys will need of this chunk's queries, for tokens not in the index yet."""
+        unindexed = self.events.recallable_stop
+        if self._needs == "logit":
+            sums = query.unflatten(0, (self.geometry.num_kv_heads, -1)).float().sum(dim=1)
+            staged.query_sums = sums[:, max(0, unindexed - num_tokens) :]
+        elif self._needs == "mass":
+            assert staged.context is not None
+            plan = staged.context.plan
+            stop = len(plan.token_idx) + plan.num_chunk + query.shape[1]
+            start = len(plan.token_idx) - plan.num_local
+            mass = attention_mass(
+                near_query,
+                staged.context.buffers.keys[start:stop].transpose(0, 1),
+                lse,
+                scaling=options.scaling,
+                local_tokens=self.config.local_tokens,
+                softcap=options.softcap,
+            )
+            staged.mass = _last_columns(mass, max(0, num_tokens + query.shape[1] - unindexed))
+
+    def commit(self) -> None:
+        """Make what was staged part of this layer; the log has the tokens already."""
+        staged = self.staged
+        assert staged is not None and staged.context is not None
+        if staged.context is not self._context:
+            self._spare = None if self._context is None else self._context.buffers
+            self._context = staged.context
+        self._context.advance(staged.key.shape[1])
+        self._plan = self._context.plan
+        self._queue = staged.queue
+        self._queries = staged.queries
+        if staged.trace is not None and self.trace is not None:
+            self.trace.add(self.layer_idx, *staged.trace)
+        if staged.query_sums is not None:
+            self._weights = _joined(self._weights, staged.query_sums)
+        if staged.mass is not None:
+            self._weights = _added(self._weights, staged.mass)
+        self.staged = None
+
+    def abandon(self) -> None:
+        """Forget what was staged; the committed context keeps its buffers."""
+        self.staged = None
+
+    def event_weights(self, keys: Tensor) -> Tensor | None:
+        """Weights of the oldest tokens that have none of their own yet, whose keys are given."""
+        if self._weights is None:
+            return None
+        if self._needs == "logit":
+            return mean_logit(keys, self._weights, local_tokens=self.config.local_tokens)
+        return self._weights[:, : keys.shape[1]]
+
+    def add_events(self, event_keys: Tensor, num_tokens: int) -> None:
+        """Index events that have left the window, and drop the weights of their tokens."""
+        self.index.append(event_keys)
+        self.drop_weights(num_tokens)
+
+    def drop_weights(self, num_tokens: int) -> None:
+        """Forget the weights of the oldest tokens."""
+        if self._weights is not None:
+            self._weights = self._weights[:, num_tokens:]
+
+    def fork(self, events: EventTable) -> MemoryLayer:
+        """The same layer for a fork; it shares the index and rebuilds the context when it needs it."""
+        child = MemoryLayer(self.layer_idx, self.geometry, self.config, events)
+        child.index = self.index.fork()
+        child._plan = self._plan
+        child._queue = list(self._queue)
+        child._queries = list(self._queries)
+        child._weights = self._weights
+        return child
+
+
+def _last_columns(x: Tensor, num: int) -> Tensor:
+    """The last `num` columns, with zeros in front where there are fewer."""
+    num_columns = x.shape[1]
+    if num <= num_columns:
+        return x[:, num_columns - num :]
+    return torch.cat([x.new_zeros(len(x), num - num_columns), x], dim=1)
+
+
+def _joined(old: Tensor | None, new: Tensor) -> Tensor:
+    return new if old is None else torch.cat([old, new], dim=1)
+
+
+def _added(old: Tensor | None, new: Tensor) -> Tensor:
+    """The sum of the weights so far and those of a chunk, which cover more tokens."""
+    if old is not None:
+        new[:, : old.shape[1]] += old
+    return new
+
+
+Layer = MemoryLayer | WindowLayer
