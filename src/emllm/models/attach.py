@@ -1,0 +1,282 @@
+"""Giving a loaded model a memory's attention, and taking it back without a trace.
+
+Three public means: rotary modules that answer "no rotation", an attention function registered under
+our own name, and two hooks around the causal language model. All of them belong to one model object;
+`Attachment.detach` puts back what was there. This module does not know how a memory attends.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from emllm.attention.geometry import ModelGeometry
+from emllm.errors import InputError, ModelError, UnsupportedModelError
+from emllm.models.attention import ATTENTION_NAME, register
+from emllm.models.cache import EpisodicCache, Memory
+from emllm.models.rotary_modules import IdentityRotary, rotary_modules
+from emllm.models.self_check import (
+    Pass,
+    ReplayMemory,
+    check_attention,
+    layer_count_problem,
+    model_geometry,
+    probe_token_ids,
+    relative_difference,
+    tolerance,
+)
+from emllm.models.silence import quiet_transformers
+from emllm.models.watch import WATCH_NAME, watching
+
+_ATTENTION_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+_DEFAULT_TRAINED_TOKENS = 2048
+
+
+class Attachment:
+    """A model with a memory's attention, until `detach`. Also a context manager.
+
+    Attributes:
+        model: the model, changed in place.
+        geometry: what a memory must know of it.
+    """
+
+    def __init__(self, model: PreTrainedModel, geometry: ModelGeometry, undo: ExitStack) -> None:
+        self.model = model
+        self.geometry = geometry
+        self._undo = undo
+
+    def cache(self, *memories: Memory) -> EpisodicCache:
+        """What to give the model as ``past_key_values``; row b of a batch is read into ``memories[b]``."""
+        return EpisodicCache(memories, num_layers=self.geometry.num_layers)
+
+    def detach(self) -> None:
+        """Puts the model back as it was, bit for bit. Doing so twice changes nothing."""
+        self._undo.close()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def attach(model: PreTrainedModel) -> Attachment:
+    """Takes over the attention of a rotary causal language model, after a self-check.
+
+    The model must be where it will compute: a later ``model.to(...)`` does not move the angles.
+
+    Raises:
+        ModelError: it is not a causal language model, or is attached already.
+        UnsupportedModelError: the self-check found something that a memory cannot take over exactly.
+    """
+    _check_model(model)
+    with ExitStack() as undo, quiet_transformers():
+        undo.enter_context(_configs_restored(model))
+        with torch.no_grad(), _evaluating(model):
+            geometry = _take_over(model, undo)
+        attachment = Attachment(model, geometry, undo.pop_all())
+    return attachment
+
+
+def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
+    """Attaches, with every step's undoing pushed on ``undo``, and checks."""
+    token_ids = probe_token_ids(_text_config(model).vocab_size)[None].to(
+        model.get_input_embeddings().weight.device
+    )
+    baseline = _baseline_implementation(model)
+    _set_attention(model, baseline)
+    stock_logits = model(token_ids, use_cache=False).logits[0]
+    rotaries = [undo.enter_context(_wrapped(*place)) for place in list(rotary_modules(model))]
+    if not rotaries:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no rotary module (its positions are of another kind)"
+        )
+    recorded = _recorded_pass(model, token_ids, rotaries=rotaries, baseline=baseline)
+    if relative_difference(recorded.logits, stock_logits) > tolerance(stock_logits.dtype):
+        raise UnsupportedModelError(f"{type(model).__name__} attends otherwise when its attention is watched")
+    check_attention(recorded)
+    register()
+    _set_attention(model, ATTENTION_NAME)
+    hooks = _Hooks(model)
+    undo.callback(model.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
+    undo.callback(model.register_forward_hook(hooks.after, with_kwargs=True).remove)
+    replay = ReplayMemory(recorded)
+    model(token_ids, past_key_values=EpisodicCache([replay], num_layers=len(recorded.layers)))
+    calls = [call for rotary in rotaries for call in rotary.calls]
+    return model_geometry(recorded, replay, calls=calls, trained_tokens=_trained_tokens(model))
+
+
+def _recorded_pass(
+    model: PreTrainedModel, token_ids: Tensor, *, rotaries: list[IdentityRotary], baseline: str
+) -> Pass:
+    """A pass of the model as it is, its attention and its rotary modules watched."""
+    for rotary in rotaries:
+        rotary.is_watching = True
+    with watching(baseline) as watcher:
+        _set_attention(model, WATCH_NAME)
+        logits = model(token_ids, use_cache=False).logits[0]
+    for rotary in rotaries:
+        rotary.is_watching = False
+    problem = layer_count_problem(watcher.layer_idxs, _text_config(model).num_hidden_layers, model)
+    if problem is not None:
+        raise UnsupportedModelError(problem)
+    return Pass(logits, watcher.layers)
+
+
+class _Hooks:
+    """What happens before and after each pass of an attached model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        parameters = inspect.signature(type(model).forward).parameters
+        self._names = [name for name in parameters if name != "self"]
+        self._has_logits_to_keep = "logits_to_keep" in parameters
+
+    def before(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict]:
+        kwargs = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        cache, token_ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+        if not isinstance(cache, EpisodicCache):
+            raise InputError(
+                f"an attached model needs lm.cache(memory) as past_key_values, got {type(cache).__name__}; "
+                "detach it to use it without a memory"
+            )
+        if token_ids is None:
+            raise InputError("a memory reads input_ids, got none (inputs_embeds cannot be read)")
+        _check_batch(token_ids, cache=cache, attention_mask=kwargs.get("attention_mask"))
+        _check_positions(kwargs.get("position_ids"))
+        if kwargs.get("return_dict") is False or kwargs.get("use_cache") is False:
+            raise InputError("an attached model needs return_dict and use_cache, got False")
+        kwargs.update(use_cache=True, return_dict=True)
+        if self._has_logits_to_keep:
+            kwargs["logits_to_keep"] = 0
+        cache.begin_chunk(token_ids)
+        return (), kwargs
+
+    def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        kwargs["past_key_values"].commit(kwargs["input_ids"], output.logits)
+
+
+def _check_batch(token_ids: Tensor, *, cache: EpisodicCache, attention_mask: Any) -> None:
+    if token_ids.ndim != 2 or token_ids.shape[1] == 0:
+        raise InputError(f"input_ids must have shape [rows, tokens >= 1], got {list(token_ids.shape)}")
+    if token_ids.shape[0] != len(cache.memories):
+        raise InputError(
+            f"a batch of {token_ids.shape[0]} rows needs as many memories, got {len(cache.memories)}"
+        )
+    if attention_mask is None:
+        return
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        raise InputError(
+            "a memory attends causally: attention_mask must be None or all ones of shape [rows, tokens]"
+        )
+    if not bool(attention_mask.all()):
+        num_padding = (attention_mask == 0).sum(-1)
+        row = int(num_padding.argmax())
+        raise InputError(
+            f"row {row} has {int(num_padding[row])} padding tokens; read each row without padding"
+        )
+
+
+def _check_positions(position_ids: Tensor | None) -> None:
+    if position_ids is None or position_ids.shape[-1] < 2:
+        return
+    if not bool((position_ids.diff(dim=-1) == 1).all()):
+        raise InputError("position_ids must count up by one: a memory decides where its tokens stand")
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    """Refuses what can be told without running the model."""
+    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        raise ModelError(f"a causal language model of transformers is needed, got {type(model).__name__}")
+    if any(isinstance(module, IdentityRotary) for module in model.modules()):
+        raise ModelError(f"this {type(model).__name__} is attached already; detach it first")
+    config = _text_config(model)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{type(model).__name__} has an encoder; a memory needs a decoder alone")
+    for layer_idx, layer_type in enumerate(getattr(config, "layer_types", None) or ()):
+        if layer_type not in _ATTENTION_LAYER_TYPES:
+            raise UnsupportedModelError(
+                f"layer {layer_idx} is of type {layer_type!r}, neither full nor sliding attention"
+            )
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(
+            f"{config.num_kv_shared_layers} layers attend to the keys of other layers"
+        )
+
+
+@contextmanager
+def _wrapped(parent: nn.Module, name: str, inner: nn.Module) -> Iterator[IdentityRotary]:
+    """A rotary module in its wrapping."""
+    rotary = IdentityRotary(inner)
+    setattr(parent, name, rotary)
+    try:
+        yield rotary
+    finally:
+        setattr(parent, name, inner)
+
+
+@contextmanager
+def _configs_restored(model: PreTrainedModel) -> Iterator[None]:
+    """Puts back the attention that every part of the model was set to."""
+    configs: dict[int, Any] = {}
+    queue = [module.config for module in model.modules() if hasattr(module, "config")]
+    while queue:
+        config = queue.pop()
+        if id(config) not in configs and hasattr(config, "_attn_implementation_internal"):
+            configs[id(config)] = (config, config._attn_implementation_internal)
+            queue += [
+                getattr(config, name)
+                for name in config.sub_configs
+                if getattr(config, name, None) is not None
+            ]
+    try:
+        yield
+    finally:
+        for config, implementation in configs.values():
+            config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout; every module's own flag is put back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _set_attention(model: PreTrainedModel, implementation: str) -> None:
+    model.set_attn_implementation(implementation)
+    if model.config._attn_implementation != implementation:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not call the attention interface (old-style modelling)"
+        )
+
+
+def _baseline_implementation(model: PreTrainedModel) -> str:
+    """The model's own attention if it can be watched, else one that can."""
+    present = model.config._attn_implementation
+    if present in ("eager", "sdpa"):
+        return str(present)
+    return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+
+
+def _text_config(model: PreTrainedModel) -> Any:
+    return model.config.get_text_config(decoder=True)
+
+
+def _trained_tokens(model: PreTrainedModel) -> int:
+    return int(getattr(_text_config(model), "max_position_embeddings", None) or _DEFAULT_TRAINED_TOKENS)
