@@ -8,7 +8,9 @@ committed leaves no trace. This module does not know models, tokenizers or files
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from emllm.memory.layer import AttentionOptions, Layer, MemoryLayer, View, Windo
 from emllm.recall.trace import RecallTrace
 from emllm.segmentation.key_graph import PrefixGram
 from emllm.store.log import LayerShape, Log, RamLog
+
+Reader = Callable[["EpisodicMemory", Any, str | None, Any], "list[StoredDocument]"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ class EpisodicMemory:
         self.geometry = geometry
         self.config = resolved
         self.documents: list[StoredDocument] = []
+        #: Where the conversation stands: `empty`, `opened`, `documents` or `answered`.
+        self.dialogue = "empty"
+        #: Runs the model over a source; set by the `EpisodicLM` that made this memory.
+        self.reader: Reader | None = None
+        self.read_tokens = 0
+        self.read_seconds = 0.0
         self._log: Log = RamLog(shapes)
         self._events = EventTable(resolved.sink_tokens)
         self._cutter = EventCutter(resolved, piece_of=piece_of)
@@ -92,6 +102,27 @@ class EpisodicMemory:
     def surprise(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Surprise of the tokens in a span of the log, in nats; NaN for the first token of all."""
         return self._log.surprise(start, self.num_tokens if stop is None else stop)
+
+    def read(
+        self, source: Any, *, name: str | None = None, progress: Callable[[Any], None] | None = None
+    ) -> list[StoredDocument]:
+        """Read documents with the model that made this memory.
+
+        Args:
+            source: a `Path` to a file or folder, a `Document`, or the text itself as a `str`.
+            name: of a text; files have their own.
+            progress: called after each chunk with a `ReadProgress`.
+
+        Returns:
+            Where the documents are in the log.
+
+        Raises:
+            SourceError: the source cannot be read, or will not fit.
+            InputError: this memory was not made by an `EpisodicLM`.
+        """
+        if self.reader is None:
+            raise InputError("this memory has no model to read with; make it with lm.memory()")
+        return self.reader(self, source, name, progress)
 
     def begin_chunk(self, token_ids: TokenIds) -> None:
         """Announce the tokens that the model is about to compute; drops what was not committed.
@@ -201,6 +232,8 @@ class EpisodicMemory:
         child = object.__new__(EpisodicMemory)
         child.geometry, child.config = self.geometry, self.config
         child.documents = list(self.documents)
+        child.dialogue, child.reader = self.dialogue, self.reader
+        child.read_tokens, child.read_seconds = self.read_tokens, self.read_seconds
         child._log = self._log.fork()
         child._events = self._events.copy()
         child._cutter = self._cutter.fork()
@@ -215,21 +248,25 @@ class EpisodicMemory:
         events, start = [], self._events.start
         for stop in stops:
             if stop > start:
-                events.append(Event(start, stop, mean_surprise(known[start:stop]), self.document_at(start)))
+                events.append(Event(start, stop, mean_surprise(known[start:stop]), self._document_at(start)))
             start = stop
         return events
 
     def event(self, event_idx: int) -> Event:
         """One closed event by its index."""
         start, stop = int(self._events.starts[event_idx]), int(self._events.stops[event_idx])
-        return Event(start, stop, mean_surprise(self.surprise(start, stop)), self.document_at(start))
+        return Event(start, stop, mean_surprise(self.surprise(start, stop)), self._document_at(start))
 
-    def document_at(self, token_idx: int) -> str | None:
-        """Name of the document that a token belongs to; None for what is between documents."""
+    def place(self, token_idx: int) -> tuple[str, float] | None:
+        """The document that a token belongs to, and where in it, from 0 to 1; None between documents."""
         for document in self.documents:
             if document.start <= token_idx < document.stop:
-                return document.name
+                return document.name, (token_idx - document.start) / (document.stop - document.start)
         return None
+
+    def _document_at(self, token_idx: int) -> str | None:
+        place = self.place(token_idx)
+        return None if place is None else place[0]
 
     def trace_recall(self) -> RecallTrace:
         """Record what is recalled from now on, over all layers."""
