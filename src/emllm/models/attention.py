@@ -104,7 +104,8 @@ def check_arguments(
             raise UnsupportedModelError(f"layer {layer_idx} gives its attention an unknown argument {name!r}")
     if key.shape[-2] != query.shape[-2]:
         raise UnsupportedModelError(
-            f"layer {layer_idx} attends to {key.shape[-2]} keys for {query.shape[-2]} tokens (compressed or shared keys)"
+            f"layer {layer_idx} attends to {key.shape[-2]} keys for {query.shape[-2]} tokens "
+            "(compressed or shared keys)"
         )
 
 

@@ -62,7 +62,8 @@ def take_present(layer_idx: int) -> EpisodicCache:
     _present.set(None)
     if present is None:
         raise InputError(
-            f"layer {layer_idx} attends without a memory: an attached model needs lm.cache(memory) as past_key_values"
+            f"layer {layer_idx} attends without a memory: an attached model needs lm.cache(memory) "
+            "as past_key_values"
         )
     cache, updated_idx = present
     if updated_idx != layer_idx:
@@ -72,7 +73,7 @@ def take_present(layer_idx: int) -> EpisodicCache:
     return cache
 
 
-class EpisodicCache(Cache):
+class EpisodicCache(Cache):  # type: ignore[misc]
     """What stands in for a key-value cache: row b of a batch belongs to ``memories[b]``.
 
     It holds no tensor. Only the hooks of an attached model call `begin_chunk` and `commit`.
@@ -135,7 +136,7 @@ class EpisodicCache(Cache):
         _refuse("selecting rows")
 
 
-class EpisodicLayer(CacheLayerMixin):
+class EpisodicLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer of an `EpisodicCache`: passes keys and values through and says whose turn it is."""
 
     is_sliding = False

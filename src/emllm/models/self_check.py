@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from emllm.attention.geometry import LayerGeometry, ModelGeometry
-from emllm.attention.rotary import NO_ROTATION, Rotation, RotaryTable, rotate
+from emllm.attention.rotary import NO_ROTATION, RotaryTable, Rotation, rotate
 from emllm.dims import ChunkKeys, Logits, Queries, TokenIds
 from emllm.errors import UnsupportedModelError
 from emllm.models.rotary_modules import RotaryCall, rotary_table
@@ -136,8 +136,8 @@ def find_rotation(
             best, difference = rotation, candidate_difference
     if difference > tolerance(plain.key.dtype):
         raise UnsupportedModelError(
-            f"layer {layer_idx} turns its queries and keys in no known way: the closest, {best.convention!r}, "
-            f"differs by {difference:.2g} (limit {tolerance(plain.key.dtype):.2g})"
+            f"layer {layer_idx} turns its queries and keys in no known way: "
+            f"the closest, {best.convention!r}, differs by {difference:.2g} (limit {tolerance(plain.key.dtype):.2g})"
         )
     return best
 
@@ -177,8 +177,8 @@ def check_attention(recorded: Pass) -> None:
         difference = relative_difference(causal_attention(record), record.output)
         if difference > tolerance(record.key.dtype):
             raise UnsupportedModelError(
-                f"layer {layer_idx} computes something else than causal attention: differs by {difference:.2g} "
-                f"(limit {tolerance(record.key.dtype):.2g})"
+                f"layer {layer_idx} computes something else than causal attention: "
+                f"differs by {difference:.2g} (limit {tolerance(record.key.dtype):.2g})"
             )
 
 
@@ -239,7 +239,7 @@ def layer_count_problem(layer_idxs: Sequence[int], num_layers: int, module: nn.M
         return f"a layer attends twice in one pass: {list(layer_idxs)}"
     missing = sorted(set(range(num_layers)) - set(layer_idxs))
     if missing:
-        return f"layer {missing[0]} of {num_layers} does not attend (recurrent, convolutional or linear attention)"
+        return f"layer {missing[0]} of {num_layers} does not attend (recurrent, convolutional or linear)"
     if sorted(layer_idxs) != list(range(num_layers)):
         return f"attention layers are numbered {list(layer_idxs)}, the model has {num_layers}"
     return None

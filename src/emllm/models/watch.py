@@ -63,8 +63,8 @@ class Watcher:
 
     def _stock(self, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
         if self.implementation == "eager":
-            return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
-        return ALL_ATTENTION_FUNCTIONS[self.implementation]  # type: ignore[no-any-return]
+            return sys.modules[type(module).__module__].eager_attention_forward
+        return ALL_ATTENTION_FUNCTIONS[self.implementation]
 
 
 _watcher: ContextVar[Watcher | None] = ContextVar("emllm_watcher", default=None)

