@@ -57,10 +57,10 @@ def test_a_lacking_font_contents_page_or_metadata_does_not_matter(make_epub: Cal
 
 def test_names_are_unquoted_and_pictures_in_the_spine_passed_over(make_epub: Callable[..., bytes]) -> None:
     manifest = (
-        '<item id="pic" href="p.svg" media-type="image/svg+xml"/>'
+        '<item id="pic" href="p.png" media-type="image/png"/>'
         '<item id="odd" href="a%20b.xhtml" media-type="application/xhtml+xml"/>'
     )
-    extra = {"OPS/p.svg": "<svg/>", "OPS/a b.xhtml": "<p>odd name</p>"}
+    extra = {"OPS/p.png": "\x89PNG\x00", "OPS/a b.xhtml": "<p>odd name</p>"}
     book = make_epub(
         {"a.xhtml": "<p>text</p>"}, spine=["pic", "a.xhtml", "odd"], manifest=manifest, extra=extra
     )

@@ -78,6 +78,18 @@ def test_preformatted_text_keeps_its_spaces() -> None:
     assert read(page) == "code:\n\ndef f(x):\n    return  x\n\nend"
 
 
+def test_indentation_and_line_breaks_count_in_preformatted_text() -> None:
+    assert read("<p>a</p><pre>\n    b<br>  c\n</pre>") == "a\n\n    b\n  c"
+
+
+def test_a_space_between_two_elements_parts_words() -> None:
+    assert read("<p><b>one</b> <i>two</i></p>") == "one two"
+
+
+def test_character_data_sections_are_text() -> None:
+    assert read("<p>a <![CDATA[b <i>]]> c</p>") == "a b <i> c"
+
+
 def test_the_main_element_is_read_alone_when_it_holds_most_of_the_text() -> None:
     chrome = "<header>Home Login</header><nav>World Sport</nav>", "<aside>Ten tricks</aside>"
     article = "<main><h1>Bridge opens</h1><p>" + "It was windy. " * 9 + "</p></main>"

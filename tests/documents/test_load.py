@@ -129,7 +129,7 @@ def test_a_process_without_standard_input_gets_our_error(monkeypatch: pytest.Mon
 
 def test_a_named_pipe_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("through"))
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("through",), daemon=True)
     writer.start()
     assert load(tmp_path / "pipe").text == "through"
     writer.join()
@@ -146,6 +146,7 @@ def test_a_named_pipe_is_read(tmp_path: Path) -> None:
         (b"PK\x03\x04\x00\x00\xff word/document.xml", "binary file, looks like: Word document"),
         (b"\x7fELF\x02\x01\x00", "binary file, looks like: ELF program"),
         (b"\x00\x00\x00 ftypmp42", "binary file, looks like: MP4 video"),
+        (b"a.txt".ljust(257, b"\0") + b"ustar", "binary file, looks like: tar archive"),
         (b"%PDF-1.4\n\xe2\xe3\xcf\xd3", "binary file, looks like: PDF document"),
         (b"one\x00two", "binary file, not text (UTF-16 needs a byte order mark)"),
         (b"ok\nbad \xff", "not UTF-8 text: invalid byte 0xff at byte 7, line 2"),
@@ -205,8 +206,13 @@ def test_the_size_is_checked_before_reading(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_endless_pipe_ends_at_the_limit() -> None:
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size is not None and 0 <= size <= 10
+            return b"x" * size
+
     with pytest.raises(SourceError, match=r"^standard input: more than the limit of 9 bytes$"):
-        load("-", stdin=io.BytesIO(b"x" * 10), max_bytes=9)
+        load("-", stdin=Endless(), max_bytes=9)
 
 
 def test_an_epub_that_unpacks_beyond_the_limit_is_refused(

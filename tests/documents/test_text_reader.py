@@ -30,6 +30,7 @@ def test_a_byte_order_mark_names_its_encoding(text: str, encoding: str) -> None:
 
 
 @given(st.text())
+@example("a\x00b\r\n\r")
 def test_normalised_text_is_valid_unicode_without_nul_or_carriage_return(text: str) -> None:
     got = normalise(text)
     got.encode()

@@ -90,7 +90,7 @@ def _layout(root: Tag) -> str:
                 inner = (node, inner[1] or node.name == "pre")
                 page.part(_GAP_OF_TAG[node.name])
             elif inner is not None and node.name == "br":
-                page.break_line(keep=inner[1])
+                page.break_line()
             context[id(node)] = inner
         elif outer is not None and (isinstance(node, CData) or not isinstance(node, PreformattedString)):
             block, keep = outer
@@ -110,12 +110,9 @@ class _Page:
     def part(self, gap: int) -> None:
         self._gap = max(self._gap, gap)
 
-    def break_line(self, *, keep: bool) -> None:
+    def break_line(self) -> None:
         """A ``<br>``; a second one in a row makes a paragraph, as old pages do."""
-        if keep:
-            self._run.append("\n")
-        else:
-            self._gap = _PARAGRAPH if self._gap >= _LINE else _LINE
+        self._gap = _PARAGRAPH if self._gap >= _LINE else _LINE
 
     def write(self, words: str, block_id: int, *, gap: int, keep: bool) -> None:
         if not keep and not words.strip(" \t\n\r\f"):
@@ -137,6 +134,4 @@ class _Page:
         words = words.strip("\n") if self._keep else re.sub(r"[ \t\n\r\f]+", " ", words).strip(" ")
         if words.strip():
             self._parts += [words, _SEPARATORS[self._gap]]
-        elif self._parts:
-            self._parts[-1] = max(self._parts[-1], _SEPARATORS[self._gap], key=_SEPARATORS.index)
         self._run, self._gap = [], 0
