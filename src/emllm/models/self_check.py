@@ -137,7 +137,8 @@ def find_rotation(
     if difference > tolerance(plain.key.dtype):
         raise UnsupportedModelError(
             f"layer {layer_idx} turns its queries and keys in no known way: "
-            f"the closest, {best.convention!r}, differs by {difference:.2g} (limit {tolerance(plain.key.dtype):.2g})"
+            f"the closest, {best.convention!r}, differs by {difference:.2g} "
+            f"(limit {tolerance(plain.key.dtype):.2g})"
         )
     return best
 
