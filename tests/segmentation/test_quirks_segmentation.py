@@ -1,7 +1,7 @@
 """Where segmentation differs from the paper's released code, shown on what that code recorded.
 
-The recorded files hold inputs and results of that code. Each test first shows that we read the record rightly,
-by reproducing it, and then where and why our answer is another.
+The recorded files hold inputs and results of that code. Each test first shows that we read the record
+rightly, by reproducing it, and then where and why our answer is another.
 """
 
 from __future__ import annotations

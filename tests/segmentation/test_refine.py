@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,7 +63,7 @@ def test_refinement_keeps_the_number_and_the_order_of_boundaries(name: str, prop
     limits = {"low": graph.start, "high": graph.stop, "min_event_tokens": least}
     refined = refine_boundaries(graph, boundaries, alpha=graph.start, objective=REGISTRY[name], **limits)
     assert len(refined) == len(boundaries)
-    assert all(before < after for before, after in zip(refined, refined[1:], strict=False))
+    assert all(before < after for before, after in itertools.pairwise(refined))
     assert all(after <= before for before, after in zip(boundaries, refined, strict=True))
 
 

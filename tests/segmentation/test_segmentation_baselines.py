@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -26,7 +27,7 @@ def test_every_segmenter_of_the_settings_says_what_it_needs() -> None:
 def test_flags_of_positions_do_not_depend_on_chunking(name: str, cuts, start: int, refine: str) -> None:
     flags = POSITION_FLAGS[name](MemoryConfig(refine=refine), start)
     edges = [0, *sorted(cuts), 200]
-    parts = [flags(low, high - low) for low, high in zip(edges, edges[1:], strict=False)]
+    parts = [flags(low, high - low) for low, high in itertools.pairwise(edges)]
     assert np.array_equal(np.concatenate(parts), flags(0, 200))
 
 
@@ -58,7 +59,7 @@ def sentences(text: str, tokens: list[str] | None = None) -> list[str]:
     tokens = list(text) if tokens is None else tokens
     flags = SentenceStarts().extend(tokens)
     edges = [*np.flatnonzero(flags).tolist(), len(tokens)]
-    return ["".join(tokens[low:high]) for low, high in zip(edges, edges[1:], strict=False)]
+    return ["".join(tokens[low:high]) for low, high in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class Text:
         random = np.random.default_rng(seed)
         self.surprise = random.gamma(1.0, 2.0, TOKENS)
         self.surprise[0] = np.nan
-        themes = np.cumsum(random.random(TOKENS) < 0.1)
+        themes = np.cumsum(random.random(TOKENS + 50) < 0.1)
         rows = random.standard_normal((themes.max() + 1, 2, 4))[themes]
         rows = rows + 0.5 * random.standard_normal(rows.shape) + 1.0
         self.keys = torch.from_numpy(rows.astype(np.float32)).permute(1, 0, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -29,7 +31,7 @@ def logits_and_ids(draw, limit: float = 1024.0):
 
 def cut(rows: torch.Tensor, edges: list[int]) -> list[torch.Tensor]:
     edges = sorted({0, len(rows), *(edge for edge in edges if edge < len(rows))})
-    return [rows[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    return [rows[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
 @given(logits_and_ids())
