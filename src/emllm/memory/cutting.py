@@ -72,14 +72,7 @@ class EventCutter:
     ) -> NDArray[np.float64] | NDArray[np.bool_]:
         config = self._config
         if config.segmenter in POSITION_FLAGS:
-            return POSITION_FLAGS[config.segmenter](
-                first,
-                len(token_ids),
-                start=config.sink_tokens,
-                min_event_tokens=config.min_event_tokens,
-                max_event_tokens=config.max_event_tokens,
-                refine=config.refine,
-            )
+            return POSITION_FLAGS[config.segmenter](config, config.sink_tokens)(first, len(token_ids))
         if config.segmenter == "sentence":
             assert self._piece_of is not None
             return self._sentences.extend([self._piece_of(token) for token in token_ids.tolist()])
