@@ -33,7 +33,7 @@ from emllm.models.self_check import (
     tolerance,
 )
 from emllm.models.silence import quiet_transformers
-from emllm.models.watch import WATCH_NAME, watching
+from emllm.models.watch import BASELINE, WATCH_NAME, watching
 
 _ATTENTION_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _DEFAULT_TRAINED_TOKENS = 2048
@@ -92,15 +92,14 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     token_ids = probe_token_ids(_text_config(model).vocab_size)[None].to(
         model.get_input_embeddings().weight.device
     )
-    baseline = _baseline_implementation(model)
-    _set_attention(model, baseline)
+    _set_attention(model, BASELINE)
     stock_logits = model(token_ids, use_cache=False).logits[0]
     rotaries = [undo.enter_context(_wrapped(*place)) for place in list(rotary_modules(model))]
     if not rotaries:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no rotary module (its positions are of another kind)"
         )
-    recorded = _recorded_pass(model, token_ids, rotaries=rotaries, baseline=baseline)
+    recorded = _recorded_pass(model, token_ids, rotaries=rotaries)
     if relative_difference(recorded.logits, stock_logits) > tolerance(stock_logits.dtype):
         raise UnsupportedModelError(f"{type(model).__name__} attends otherwise when its attention is watched")
     check_attention(recorded)
@@ -115,13 +114,11 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     return model_geometry(recorded, replay, calls=calls, trained_tokens=_trained_tokens(model))
 
 
-def _recorded_pass(
-    model: PreTrainedModel, token_ids: Tensor, *, rotaries: list[IdentityRotary], baseline: str
-) -> Pass:
+def _recorded_pass(model: PreTrainedModel, token_ids: Tensor, *, rotaries: list[IdentityRotary]) -> Pass:
     """A pass of the model as it is, its attention and its rotary modules watched."""
     for rotary in rotaries:
         rotary.is_watching = True
-    with watching(baseline) as watcher:
+    with watching() as watcher:
         _set_attention(model, WATCH_NAME)
         logits = model(token_ids, use_cache=False).logits[0]
     for rotary in rotaries:
@@ -168,7 +165,10 @@ class _Hooks:
 
 def _check_batch(token_ids: Tensor, *, cache: EpisodicCache, attention_mask: Any) -> None:
     if token_ids.ndim != 2 or token_ids.shape[1] == 0:
-        raise InputError(f"input_ids must have shape [rows, tokens >= 1], got {list(token_ids.shape)}")
+        raise InputError(
+            f"input_ids must have shape [rows, tokens >= 1], got {list(token_ids.shape)} (generate() wants the "
+            "tokens already read in front of the new ones)"
+        )
     if token_ids.shape[0] != len(cache.memories):
         raise InputError(
             f"a batch of {token_ids.shape[0]} rows needs as many memories, got {len(cache.memories)}"
@@ -264,14 +264,6 @@ def _set_attention(model: PreTrainedModel, implementation: str) -> None:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not call the attention interface (old-style modelling)"
         )
-
-
-def _baseline_implementation(model: PreTrainedModel) -> str:
-    """The model's own attention if it can be watched, else one that can."""
-    present = model.config._attn_implementation
-    if present in ("eager", "sdpa"):
-        return str(present)
-    return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
 def _text_config(model: PreTrainedModel) -> Any:

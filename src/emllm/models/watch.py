@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from emllm.errors import UnsupportedModelError
 from emllm.models.self_check import LayerRecord
 
 #: The name under which the recording function is registered with transformers.
 WATCH_NAME = "emllm_watch"
+
+#: The attention that is watched: the one in which softcaps and sinks always count.
+BASELINE = "eager"
 
 _FAR = 1 << 24
 _WIDEST = 1 << 22
@@ -31,15 +33,14 @@ _WIDEST = 1 << 22
 class Watcher:
     """Keeps what the layers of one pass were given and answered."""
 
-    def __init__(self, implementation: str) -> None:
-        self.implementation = implementation
+    def __init__(self) -> None:
         self.layer_idxs: list[int] = []
         self.layers: dict[int, LayerRecord] = {}
         self._windows: dict[int, tuple[Tensor, int | None]] = {}
 
     def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         """The model's own attention, recorded."""
-        output, weights = self._stock(module)(module, *args, **kwargs)
+        output, weights = _stock(module)(module, *args, **kwargs)
         layer_idx: int = module.layer_idx  # type: ignore[assignment]
         query, key, value = args[:3]
         mask = args[3] if len(args) > 3 else kwargs.get("attention_mask")
@@ -56,26 +57,21 @@ class Watcher:
         """The mask that the model's own attention wants, with the window it stands for."""
         if "allow_is_causal_skip" in kwargs:
             kwargs["allow_is_causal_skip"] = False
-        mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[self.implementation](*args, **kwargs)
+        mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[BASELINE](*args, **kwargs)
         if mask is not None and kwargs.get("mask_function") is not None:
             self._windows[id(mask)] = (mask, window_of_mask(kwargs["mask_function"]))
         return mask
-
-    def _stock(self, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
-        if self.implementation == "eager":
-            return sys.modules[type(module).__module__].eager_attention_forward
-        return ALL_ATTENTION_FUNCTIONS[self.implementation]
 
 
 _watcher: ContextVar[Watcher | None] = ContextVar("emllm_watcher", default=None)
 
 
 @contextmanager
-def watching(implementation: str) -> Iterator[Watcher]:
+def watching() -> Iterator[Watcher]:
     """A watcher that records every pass of a model whose attention is set to `WATCH_NAME`."""
     AttentionInterface.register(WATCH_NAME, _watched_attention)
     AttentionMaskInterface.register(WATCH_NAME, _watched_mask)
-    watcher = Watcher(implementation)
+    watcher = Watcher()
     token = _watcher.set(watcher)
     try:
         yield watcher
@@ -112,6 +108,16 @@ def _window_at(mask_function: Callable[..., Tensor], query_idx: int) -> int | No
         middle = (low + high) // 2
         low, high = (middle, high) if is_seen(middle) else (low, middle)
     return high
+
+
+def _stock(module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
+    """The eager attention function of the model's own code; it is registered nowhere."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        raise UnsupportedModelError(
+            f"the code of {type(module).__name__} has no eager attention to compare with"
+        )
+    return eager
 
 
 def _watched_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:

@@ -1,0 +1,109 @@
+"""The exactness law, family by family: a memory that holds everything gives the stock model's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from families import FAMILIES, tiny_model, token_ids
+from reference_memory import ReferenceMemory
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from emllm.attention.geometry import ModelGeometry
+from emllm.config import MemoryConfig
+from emllm.memory import EpisodicMemory
+from emllm.models.attach import Attachment, attach
+from emllm.models.cache import Memory
+
+TOLERANCE = 2e-4
+NUM_TOKENS = 90  # nearly four times the sliding windows
+CHUNKINGS = ([90], [1, 2, 3, 84], [33, 17, 1, 39], [16] * 5 + [10], [40] + [1] * 50)
+MEMORIES: dict[str, Callable[[ModelGeometry], Memory]] = {
+    "reference": ReferenceMemory,
+    "episodic": lambda geometry: EpisodicMemory(geometry, MemoryConfig.preset("full", sink_tokens=3, local_tokens=20)),
+}
+
+
+@dataclass
+class Case:
+    """A tiny model with what it computes when nothing is attached."""
+
+    model: PreTrainedModel
+    ids: Tensor
+    logits: Tensor
+    generated: Tensor
+
+
+_cases: dict[str, Case] = {}
+
+
+def _case(name: str) -> Case:
+    if name not in _cases:
+        model = tiny_model(name)
+        ids = token_ids(model, NUM_TOKENS)
+        with torch.no_grad():
+            logits = model(ids).logits[0]
+        _cases[name] = Case(model, ids, logits, model.generate(ids[:, :40], max_new_tokens=12, do_sample=False))
+    return _cases[name]
+
+
+@pytest.fixture(params=list(FAMILIES))
+def case(request: pytest.FixtureRequest) -> Case:
+    return _case(request.param)
+
+
+@pytest.fixture()
+def attachment(case: Case) -> Iterator[Attachment]:
+    with attach(case.model) as attachment, torch.no_grad():
+        yield attachment
+
+
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_a_memory_that_holds_everything_gives_the_stock_logits(case: Case, attachment: Attachment, kind: str) -> None:
+    for chunks in CHUNKINGS:
+        cache = attachment.cache(MEMORIES[kind](attachment.geometry))
+        parts = [case.model(chunk, past_key_values=cache).logits[0] for chunk in case.ids.split(chunks, 1)]
+        assert cache.get_seq_length() == NUM_TOKENS
+        assert (torch.cat(parts) - case.logits).abs().max() <= TOLERANCE, chunks
+
+
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_greedy_generation_is_the_stock_models(case: Case, attachment: Attachment, kind: str) -> None:
+    cache = attachment.cache(MEMORIES[kind](attachment.geometry))
+    found = case.model.generate(case.ids[:, :40], max_new_tokens=12, do_sample=False, past_key_values=cache)
+    assert torch.equal(found, case.generated)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.windows])
+def test_sliding_layers_have_the_window_of_the_configuration(name: str) -> None:
+    with attach(_case(name).model) as attachment:
+        assert tuple(layer.window_tokens for layer in attachment.geometry.layers) == FAMILIES[name].windows
+
+
+def test_rotation_and_windows_matter_to_these_models() -> None:
+    """The control: with the rotation or the window left out, the law above fails."""
+    for name in FAMILIES:
+        case = _case(name)
+        with attach(case.model) as attachment, torch.no_grad():
+            for forgotten in ("rotation", "window_tokens"):
+                if forgotten == "window_tokens" and not FAMILIES[name].windows:
+                    continue
+                geometry = without(attachment.geometry, forgotten)
+                if geometry == attachment.geometry:
+                    continue
+                logits = case.model(case.ids, past_key_values=attachment.cache(ReferenceMemory(geometry))).logits[0]
+                assert (logits - case.logits).abs().max() > 50 * TOLERANCE, (name, forgotten)
+
+
+def without(geometry: ModelGeometry, forgotten: str) -> ModelGeometry:
+    """The geometry with no layer turning, or none windowed."""
+    import dataclasses
+
+    from emllm.attention.rotary import NO_ROTATION
+
+    change = {"rotation": NO_ROTATION} if forgotten == "rotation" else {"window_tokens": None}
+    layers = tuple(dataclasses.replace(layer, **change) for layer in geometry.layers)
+    return dataclasses.replace(geometry, layers=layers)
