@@ -85,6 +85,10 @@ class EventCutter:
             return torch.cat([own.new_full((1,), torch.nan), own])
         return torch.cat([kl_surprise(logits[:1], self._last_logits[None]), own])
 
+    def closing(self, graph: GraphMaker) -> list[int]:
+        """The boundaries that would become final if the text ended here; changes nothing."""
+        return self._segmenter.copy().finish(graph)
+
     def fork(self) -> EventCutter:
         """An independent continuation from here."""
         child = EventCutter(self._config, piece_of=self._piece_of)

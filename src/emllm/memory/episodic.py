@@ -252,6 +252,10 @@ class EpisodicMemory:
             start = stop
         return events
 
+    def closing_boundaries(self) -> list[int]:
+        """Boundaries after the last closed event, as if the text ended here; changes nothing."""
+        return self._cutter.closing(self._key_graph)
+
     def event(self, event_idx: int) -> Event:
         """One closed event by its index."""
         start, stop = int(self._events.starts[event_idx]), int(self._events.stops[event_idx])
