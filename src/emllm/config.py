@@ -42,6 +42,7 @@ _PAPER: Mapping[str, Any] = {
     "event_key": "mass",
     "representatives": 4,
     "positions": "paper",
+    "min_event_tokens": 8,
     "sink_tokens": 128,
     "recall_every_tokens": 1,
 }
@@ -115,12 +116,12 @@ class MemoryConfig:
     refine_from_layer: int | None = None
     refine_heads: str = "all"
     contiguity: float = 0.3
-    min_event_tokens: int = 8
+    min_event_tokens: int = 16
     max_event_tokens: int = 128
     sink_tokens: int | None = None
     local_tokens: int | None = None
     recall_tokens: int | str | None = None
-    chunk_tokens: int = 512
+    chunk_tokens: int | None = None
     recall_every_tokens: int = 16
     scorer: str = "votes"
     event_key: str = "spread"
@@ -154,7 +155,11 @@ class MemoryConfig:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
                 raise ConfigError(f"{name} must be an integer >= {low}, got {value!r}")
         self._check_recall_tokens()
-        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or self.gamma != self.gamma:
+        if (
+            isinstance(self.gamma, bool)
+            or not isinstance(self.gamma, int | float)
+            or self.gamma != self.gamma
+        ):
             raise ConfigError(f"gamma must be a number, got {self.gamma!r}")
         if not isinstance(self.contiguity, int | float) or not 0.0 <= self.contiguity < 1.0:
             raise ConfigError(f"contiguity must be in [0, 1), got {self.contiguity!r}")
@@ -197,7 +202,9 @@ class MemoryConfig:
                 raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
             for name, value in VARIANTS[variant].items():
                 if name in settings and settings[name] != value:
-                    raise ConfigError(f"{name}={settings[name]!r} contradicts variant {variant} ({name}={value!r})")
+                    raise ConfigError(
+                        f"{name}={settings[name]!r} contradicts variant {variant} ({name}={value!r})"
+                    )
             merged.update(VARIANTS[variant])
         merged.update(settings)
         return cls(**merged)
@@ -218,12 +225,16 @@ class MemoryConfig:
             ConfigError: the views and a chunk exceed what the model was trained on, or a layer is named
                 that the model does not have.
         """
-        from_layer = num_layers - max(1, num_layers // 3) if self.refine_from_layer is None else self.refine_from_layer
+        from_layer = (
+            num_layers - max(1, num_layers // 3) if self.refine_from_layer is None else self.refine_from_layer
+        )
         if self.refine != "none" and from_layer >= num_layers:
-            raise ConfigError(f"refine_from_layer must be < {num_layers} (the model's layers), got {from_layer}")
+            raise ConfigError(
+                f"refine_from_layer must be < {num_layers} (the model's layers), got {from_layer}"
+            )
         views = _default_views(trained_tokens, self)
         recall = UNLIMITED_TOKENS if views["recall_tokens"] == "all" else views["recall_tokens"]
-        asked = views["sink_tokens"] + views["local_tokens"] + recall + self.chunk_tokens
+        asked = views["sink_tokens"] + views["local_tokens"] + recall + views["chunk_tokens"]
         if recall < UNLIMITED_TOKENS and self.positions == "ordered" and asked > trained_tokens:
             raise ConfigError(
                 f"sink_tokens + local_tokens + recall_tokens + chunk_tokens must be <= {trained_tokens} "
@@ -242,18 +253,20 @@ class ResolvedConfig(MemoryConfig):
     sink_tokens: int = 0
     local_tokens: int = 1
     recall_tokens: int = 0
+    chunk_tokens: int = 1
 
     def _check_recall_tokens(self) -> None:
         """Checked where the user's value entered."""
 
 
 def _default_views(trained_tokens: int, config: MemoryConfig) -> dict[str, Any]:
-    """Sink, local and recall tokens for a model, where the user left them open.
+    """Chunk, sink, local and recall tokens for a model, where the user left them open.
 
-    A quarter of the trained window at most goes to local context and as much to recall, so that a
-    chunk fits too, with the measured sizes of the default model as upper bound.
+    The sizes that measured best on the default model, less for models trained on short windows, so
+    that the views and a chunk always fit.
     """
-    room = max(trained_tokens - config.chunk_tokens, 4)
+    chunk = config.chunk_tokens if config.chunk_tokens is not None else max(1, min(512, trained_tokens // 4))
+    room = max(trained_tokens - chunk, 4)
     sink = config.sink_tokens if config.sink_tokens is not None else min(64, room // 8)
     local = config.local_tokens if config.local_tokens is not None else max(1, min(512, room // 2))
     recall = config.recall_tokens
@@ -261,4 +274,4 @@ def _default_views(trained_tokens: int, config: MemoryConfig) -> dict[str, Any]:
         recall = max(0, min(512, room - sink - local))
         if recall < config.max_event_tokens:
             recall = 0
-    return {"sink_tokens": sink, "local_tokens": local, "recall_tokens": recall}
+    return {"chunk_tokens": chunk, "sink_tokens": sink, "local_tokens": local, "recall_tokens": recall}

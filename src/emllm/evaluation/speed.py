@@ -186,7 +186,7 @@ class SpeedBench:
                 self._model,
                 lm.cache(memory),
                 self._token_ids[:num_tokens],
-                chunk_tokens=config.chunk_tokens,
+                chunk_tokens=self._settings.chunk_tokens,
                 progress=lambda step: marks.append((step.num_read, step.seconds)),
             )
             seconds = time.perf_counter() - begun

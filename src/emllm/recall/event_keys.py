@@ -41,13 +41,14 @@ class PaddedEvents:
         self.token_idx: Int[Tensor, "N W"] = torch.where(
             self.is_token, starts[:, None] + offsets, starts[:, None]
         )
-        self.sizes = sizes
+        self.event_idx: Int[Tensor, " S"] = torch.repeat_interleave(sizes)
+        is_member = self.event_idx == torch.arange(len(sizes), device=sizes.device)[:, None]
+        self.shares: Float[Tensor, "N S"] = is_member / sizes[:, None]
 
 
 def mean_key(keys: Keys, events: PaddedEvents) -> Float[Tensor, "K N D"]:
     """The mean key of each event, in float32."""
-    padded = keys[:, events.token_idx].float()
-    return torch.einsum("KNWD,NW->KND", padded, events.is_token / events.sizes[:, None])
+    return torch.matmul(events.shares, keys.float())
 
 
 def make_mean(keys: Keys, events: PaddedEvents, weights: Weights | None, representatives: int) -> EventKeys:
@@ -81,9 +82,10 @@ def make_spread(keys: Keys, events: PaddedEvents, weights: Weights | None, repre
     Not from the paper. What is far from the mean is what the mean does not stand for, and what a
     question asks about (docs/lab-notes.md).
     """
-    mean = mean_key(keys, events)
-    centred = keys[:, events.token_idx].float() - mean[:, :, None]
-    distance = centred.square().sum(dim=-1).masked_fill(~events.is_token, -1.0)
+    centred = keys.float()
+    centred = centred - torch.matmul(events.shares, centred)[:, events.event_idx]
+    distance = torch.linalg.vector_norm(centred, dim=-1)[:, events.token_idx]
+    distance = distance.masked_fill(~events.is_token, -1.0)
     num = min(representatives, distance.shape[-1])
     values, columns = distance.topk(num, dim=-1)
     columns = torch.where(values >= 0, columns, columns[..., :1])

@@ -1,0 +1,74 @@
+"""Settings: every name is known everywhere, and a contradiction is an error that names it."""
+
+import pytest
+
+from emllm import config as config_module
+from emllm.attention.layout import POSITION_POLICIES
+from emllm.config import PRESETS, VARIANTS, MemoryConfig
+from emllm.errors import ConfigError
+from emllm.recall.event_keys import MAKERS, WEIGHTS_NEEDED
+from emllm.recall.scorers import SCORERS
+from emllm.segmentation.baselines import NEEDS
+from emllm.segmentation.objectives import REGISTRY
+
+
+def test_every_registry_holds_the_names_that_the_settings_allow():
+    assert set(SCORERS) == set(config_module.SCORERS)
+    assert set(MAKERS) == set(WEIGHTS_NEEDED) == set(config_module.EVENT_KEYS)
+    assert set(POSITION_POLICIES) == set(config_module.POSITIONS)
+    assert set(NEEDS) == set(config_module.SEGMENTERS)
+    assert {*REGISTRY, "none"} == set(config_module.OBJECTIVES)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("variant", [None, *VARIANTS])
+def test_every_preset_and_variant_is_a_valid_configuration(preset, variant):
+    resolved = MemoryConfig.preset(preset, variant=variant).resolve(trained_tokens=32768, num_layers=32)
+    assert resolved.local_tokens >= 1
+    if variant is not None:
+        assert {name: getattr(resolved, name) for name in VARIANTS[variant]} == VARIANTS[variant]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"gama": 1.0}, ["gama", "gamma"]),
+        ({"segmenter": "surprize"}, ["segmenter", "surprize"]),
+        ({"gamma": float("nan")}, ["gamma"]),
+        ({"gamma": True}, ["gamma"]),
+        ({"contiguity": 1.0}, ["contiguity", "1.0"]),
+        ({"min_event_tokens": 0}, ["min_event_tokens", "0"]),
+        ({"min_event_tokens": 100, "max_event_tokens": 128}, ["max_event_tokens", "200", "128"]),
+        ({"recall_tokens": 64, "max_event_tokens": 128}, ["recall_tokens", "128", "64"]),
+        ({"recall_tokens": "some"}, ["recall_tokens", "some"]),
+        ({"local_tokens": 2.5}, ["local_tokens", "2.5"]),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(settings, words):
+    with pytest.raises(ConfigError) as error:
+        MemoryConfig.from_settings(settings)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_setting_that_contradicts_its_variant_is_refused():
+    with pytest.raises(ConfigError, match="refine='modularity' contradicts variant F"):
+        MemoryConfig.preset("em-llm", variant="F", refine="modularity")
+
+
+def test_views_larger_than_the_trained_window_are_refused():
+    config = MemoryConfig(local_tokens=4096, recall_tokens=4096)
+    with pytest.raises(ConfigError, match=r"<= 8192 .* got \d+"):
+        config.resolve(trained_tokens=8192, num_layers=4)
+
+
+def test_a_layer_that_the_model_lacks_is_refused():
+    with pytest.raises(ConfigError, match="refine_from_layer must be < 4"):
+        MemoryConfig(refine_from_layer=20).resolve(trained_tokens=8192, num_layers=4)
+
+
+@pytest.mark.parametrize("trained_tokens", [64, 512, 2048, 8192, 131072])
+def test_the_default_views_fit_every_trained_window(trained_tokens):
+    resolved = MemoryConfig().resolve(trained_tokens=trained_tokens, num_layers=4)
+    views = resolved.sink_tokens + resolved.local_tokens + resolved.recall_tokens
+    assert views + resolved.chunk_tokens <= trained_tokens

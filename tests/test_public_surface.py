@@ -1,0 +1,51 @@
+"""The names that users import, frozen: a change here is a change for everybody."""
+
+import dataclasses
+import subprocess
+import sys
+
+import emllm
+from emllm import EpisodicLM, EpisodicMemory, MemoryConfig
+
+SETTINGS = [
+    "segmenter", "gamma", "surprise_window_tokens", "refine", "refine_from_layer", "refine_heads", "contiguity",
+    "min_event_tokens", "max_event_tokens", "sink_tokens", "local_tokens", "recall_tokens", "chunk_tokens",
+    "recall_every_tokens", "scorer", "event_key", "representatives", "positions",
+]  # fmt: skip
+
+
+def public(cls):
+    return sorted(name for name in vars(cls) if not name.startswith("_"))
+
+
+def test_the_package_offers_these_names_and_no_others():
+    assert sorted(emllm.__all__) == [
+        "Answer", "Document", "EmllmError", "EpisodicLM", "EpisodicMemory", "Event", "Evidence", "MemoryConfig",
+        "Sampling", "Stats",
+    ]  # fmt: skip
+    for name in emllm.__all__:
+        assert getattr(emllm, name).__name__ == name
+
+
+def test_a_language_model_offers_these_methods():
+    assert public(EpisodicLM) == [
+        "answer", "ask", "cache", "chat_format", "close", "evidence", "from_pretrained", "geometry", "memory",
+        "stream",
+    ]  # fmt: skip
+
+
+def test_a_memory_offers_these_methods():
+    assert public(EpisodicMemory) == [
+        "abandon", "attend", "begin_chunk", "closing_boundaries", "commit", "event", "events", "fork", "num_events", "num_tokens", "place",
+        "read", "surprise", "token_ids", "trace_recall",
+    ]  # fmt: skip
+
+
+def test_the_settings_are_these():
+    assert [field.name for field in dataclasses.fields(MemoryConfig)] == SETTINGS
+
+
+def test_importing_the_package_imports_neither_torch_nor_transformers():
+    code = "import sys, emllm; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
