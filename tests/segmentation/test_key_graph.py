@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emllm.errors import ConfigError
-from emllm.segmentation.key_graph import adjacency, prefix_gram, prefix_sums
+from emllm.segmentation.key_graph import (
+    PrefixKeys,
+    adjacency,
+    key_graph,
+    prefix_gram,
+    prefix_keys,
+    prefix_sums,
+)
+
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 
 
 def keys_of_layers(seed: int, *, layers: int = 2, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -17,7 +28,7 @@ def keys_of_layers(seed: int, *, layers: int = 2, dtype: torch.dtype = torch.flo
     return [torch.randn(3, 12, 4, generator=generator).to(dtype) for _ in range(layers)]
 
 
-@given(st.integers(0, 2**31), st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+@given(st.integers(0, 2**31), DTYPES)
 def test_the_pooled_adjacency_is_the_dot_product_of_all_keys_of_two_tokens(seed: int, dtype) -> None:
     keys = keys_of_layers(seed, dtype=dtype)
     rows = torch.cat([layer.double() for layer in keys]).permute(1, 0, 2).reshape(12, -1)
@@ -42,6 +53,27 @@ def test_four_look_ups_are_the_sum_over_any_rectangle(seed: int, corners: tuple[
     np.testing.assert_allclose(looked_up, weights[:, top:bottom, left:right].sum((1, 2)), atol=1e-9)
 
 
+@pytest.mark.parametrize("heads", ["all", "each"])
+@given(seed=st.integers(0, 2**31), start=st.integers(0, 9), length=st.integers(2, 12), dtype=DTYPES)
+def test_both_forms_of_the_graph_say_the_same_of_every_cut(heads, seed, start, length, dtype) -> None:
+    keys = keys_of_layers(seed, dtype=dtype)
+    stop = min(start + length, 12)
+    splits = np.arange(start + 1, stop) + 50
+    window = {"start": start + 50, "stop": stop + 50}
+    by_keys = prefix_keys(keys, start=50, heads=heads).split_terms(splits, **window)
+    by_gram = prefix_gram(keys, start=50, heads=heads).split_terms(splits, **window)
+    for field in dataclasses.fields(by_keys):
+        ours, others = getattr(by_keys, field.name), getattr(by_gram, field.name)
+        assert ours.shape == others.shape
+        np.testing.assert_allclose(ours, others, atol=1e-4, rtol=1e-5)
+
+
+def test_keys_on_the_cpu_need_no_matrix_product() -> None:
+    graph = key_graph(keys_of_layers(0), start=3)
+    assert isinstance(graph, PrefixKeys)
+    assert (graph.start, graph.stop) == (3, 15)
+
+
 def test_a_graph_knows_the_tokens_that_it_covers() -> None:
     graph = prefix_gram(keys_of_layers(0), start=100)
     assert (graph.start, graph.stop) == (100, 112)
@@ -50,5 +82,6 @@ def test_a_graph_knows_the_tokens_that_it_covers() -> None:
 
 
 def test_an_unknown_way_to_treat_heads_is_refused() -> None:
-    with pytest.raises(ConfigError, match="refine_heads must be all or each, got 'some'"):
-        adjacency(keys_of_layers(0), heads="some")
+    for make in (adjacency, key_graph, prefix_keys):
+        with pytest.raises(ConfigError, match="refine_heads must be all or each, got 'some'"):
+            make(keys_of_layers(0), heads="some")

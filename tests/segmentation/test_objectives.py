@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from emllm.config import OBJECTIVES
-from emllm.segmentation.key_graph import prefix_sums
-from emllm.segmentation.objectives import REGISTRY, SplitTerms, split_terms
+from emllm.segmentation.key_graph import PrefixGram, SplitTerms, prefix_sums
+from emllm.segmentation.objectives import REGISTRY
 
 
 @st.composite
@@ -26,7 +26,8 @@ def windows(draw, *, is_positive: bool = False):
 
 
 def values(name: str, weights: np.ndarray, start: int, stop: int) -> np.ndarray:
-    terms = split_terms(prefix_sums(weights[None]), np.arange(start + 1, stop), start=start, stop=stop)
+    graph = PrefixGram(prefix_sums(weights[None]))
+    terms = graph.split_terms(np.arange(start + 1, stop), start=start, stop=stop)
     return REGISTRY[name].values(terms)[0]
 
 

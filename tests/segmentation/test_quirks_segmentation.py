@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from emllm.config import MemoryConfig
 from emllm.segmentation.key_graph import PrefixGram, prefix_sums
-from emllm.segmentation.objectives import REGISTRY, split_terms
+from emllm.segmentation.objectives import REGISTRY
 from emllm.segmentation.refine import refine_boundary, split_scores
 from emllm.segmentation.segmenter import segment
 from emllm.segmentation.surprise import surprise
@@ -66,8 +66,8 @@ def searches_of(case: dict) -> list[tuple[int, int, int, int]]:
 def test_the_recorded_metrics_equal_the_closed_forms_with_modularity_over_4m(units) -> None:
     cases, tensors = units
     for case in cases["metrics"]:
-        sums = prefix_sums(tensors[f"metric_A_{case['case']}"][None])
-        terms = split_terms(sums, np.arange(1, case["n"]), start=0, stop=case["n"])
+        graph = graph_of(tensors[f"metric_A_{case['case']}"])
+        terms = graph.split_terms(np.arange(1, case["n"]), start=0, stop=case["n"])
         for theirs, ours in OURS.items():
             np.testing.assert_allclose(REGISTRY[ours].values(terms)[0], case[theirs], rtol=2e-5, atol=1e-6)
 
@@ -82,7 +82,7 @@ def test_all_recorded_searches_equal_the_closed_forms(units) -> None:
         objective = REGISTRY[OURS[case["metric"]]]
         for (first, last, _), (_, _, low, high) in zip(case["searches"], searches_of(case), strict=True):
             candidates = np.arange(max(first, 1), last) + low
-            terms = split_terms(graph.sums, candidates, start=low, stop=high)
+            terms = graph.split_terms(candidates, start=low, stop=high)
             expected, recorded = recorded[: last - first], recorded[last - first :]
             expected = expected[max(first, 1) - first :]
             np.testing.assert_allclose(objective.values(terms)[0], expected, rtol=3e-5, atol=2e-6)

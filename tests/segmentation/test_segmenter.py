@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from emllm.config import OBJECTIVES, MemoryConfig
 from emllm.errors import InputError
-from emllm.segmentation.key_graph import PrefixGram, prefix_gram
+from emllm.segmentation.key_graph import KeyGraph, key_graph
 from emllm.segmentation.segmenter import EventSegmenter, segment, spans
 
 TOKENS = 160
@@ -31,9 +31,9 @@ class Text:
         self.keys = torch.from_numpy(rows.astype(np.float32)).permute(1, 0, 2)
         self.calls: list[tuple[int, int]] = []
 
-    def graph(self, start: int, stop: int) -> PrefixGram:
+    def graph(self, start: int, stop: int) -> KeyGraph:
         self.calls.append((start, stop))
-        return prefix_gram([self.keys[:, start:stop]], start=start)
+        return key_graph([self.keys[:, start:stop]], start=start)
 
 
 CONFIGS = st.builds(
@@ -144,6 +144,35 @@ def test_a_candidate_waits_until_its_window_has_been_read_and_no_longer() -> Non
     assert segmenter.last_boundary <= 20
 
 
+def test_a_candidate_at_the_greatest_length_is_refined_and_a_forced_cut_is_not() -> None:
+    rows = torch.eye(2)[(torch.arange(80) >= 25).long()][None]
+    config = MemoryConfig(refine="modularity", min_event_tokens=4, max_event_tokens=40)
+    flags = np.zeros(60, dtype=np.bool_)
+
+    def graph(start: int, stop: int) -> KeyGraph:
+        return key_graph([rows[:, start:stop]], start=start)
+
+    assert segment(flags, graph, config=config) == [40]
+    flags[40] = True
+    assert segment(flags, graph, config=config) == [25]
+
+
+def test_a_window_never_reaches_back_into_the_sinks() -> None:
+    """Sinks of another theme would draw the first boundary to the first place that it may take."""
+    rows = torch.eye(3)[torch.bucketize(torch.arange(80), torch.tensor([10, 25]), right=True)][None]
+    config = MemoryConfig(refine="modularity", min_event_tokens=2, max_event_tokens=40)
+    flags = np.zeros(60, dtype=np.bool_)
+    flags[30] = True
+    asked: list[int] = []
+
+    def graph(start: int, stop: int) -> KeyGraph:
+        asked.append(start)
+        return key_graph([rows[:, start:stop]], start=start)
+
+    assert segment(flags, graph, config=config, start=10)[0] == 25
+    assert min(asked) == 10
+
+
 def test_planted_themes_are_the_events_and_are_not_when_tokens_are_scrambled() -> None:
     random = np.random.default_rng(5)
     planted = list(range(20, TOKENS, 20))
@@ -155,7 +184,7 @@ def test_planted_themes_are_the_events_and_are_not_when_tokens_are_scrambled() -
 
     def events_of(rows: np.ndarray) -> list[int]:
         keys = torch.from_numpy(rows)[None]
-        return segment(flags, lambda low, high: prefix_gram([keys[:, low:high]], start=low), config=config)
+        return segment(flags, lambda low, high: key_graph([keys[:, low:high]], start=low), config=config)
 
     assert events_of(rows) == planted
     assert len(set(events_of(random.permutation(rows))) & set(planted)) <= 3

@@ -112,3 +112,9 @@ def test_an_infinite_surprise_is_a_boundary_and_does_not_spoil_the_statistics() 
     flags, thresholds = boundary_flags(values, gamma=1.0, window_tokens=10)
     assert flags.tolist() == [False, False, True, False, True]
     assert np.isfinite(thresholds[2:]).all()
+
+
+def test_there_is_no_threshold_before_two_values_are_known() -> None:
+    flags, thresholds = boundary_flags(np.array([np.nan, 1.0, 9.0, 9.0]), gamma=0.0, window_tokens=3)
+    assert np.isnan(thresholds).tolist() == [True, True, True, False]
+    assert flags.tolist() == [False, False, False, True]

@@ -2,8 +2,8 @@
 
 Every objective is a function of five numbers of a split: the similarity within the left side, within the
 right side and between them (each token counted with every token, itself included), and the two lengths.
-`split_terms` reads them for all candidate splits of a window from the prefix sums, so that an objective
-costs a few vector operations and no sum over the graph.
+`key_graph` reads them for all candidate splits of a window from prefix sums, so that an objective costs a
+few vector operations and no sum over the graph.
 
 Scale-free: multiplying all similarities by a positive number changes no value. Similarities may be negative,
 which Eq. 4 and 5 of the paper do not foresee; what happens then is said at each objective. A denominator of
@@ -19,35 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from emllm.segmentation.key_graph import PrefixSums
-
-Values = Float[np.ndarray, "graphs C"]
+from emllm.segmentation.key_graph import SplitTerms, Values
 
 #: What counts as zero, as a share of the similarities of a split.
 ZERO = 1e-12
-
-
-@dataclass(frozen=True)
-class SplitTerms:
-    """What the splits of one window ``[w, e)`` at C candidates are judged by.
-
-    With ``c_t`` the sum of the keys of ``[w, t)``: ``left = ||c_t||^2``, ``cut = c_t . (c_e - c_t)``.
-
-    Attributes:
-        left: similarity within ``[w, t)``, non-negative for a Gram matrix.
-        right: similarity within ``[t, e)``, likewise.
-        cut: similarity between the two, once (not twice); may be negative.
-        left_tokens: length of the left side.
-        right_tokens: length of the right side.
-    """
-
-    left: Values
-    right: Values
-    cut: Values
-    left_tokens: Float[np.ndarray, " C"]
-    right_tokens: Float[np.ndarray, " C"]
 
 
 @dataclass(frozen=True)
@@ -56,20 +32,6 @@ class Objective:
 
     values: Callable[[SplitTerms], Values]
     is_maximised: bool
-
-
-def split_terms(sums: PrefixSums, splits: Int[np.ndarray, " C"], *, start: int, stop: int) -> SplitTerms:
-    """The terms of cutting the window ``[start, stop)`` at each of `splits`; indices are rows of `sums`."""
-    at_start, at_stop, at_split = sums[:, start, :], sums[:, stop, :], sums[:, splits, splits]
-    origin = at_start[:, start, None]
-    left = at_split - 2.0 * at_start[:, splits] + origin
-    to_stop = at_stop[:, splits] - at_start[:, splits] - at_stop[:, start, None] + origin
-    total = at_stop[:, stop, None] - 2.0 * at_stop[:, start, None] + origin
-    cut = to_stop - left
-    right = total - 2.0 * cut - left
-    return SplitTerms(
-        left, right, cut, (splits - start).astype(np.float64), (stop - splits).astype(np.float64)
-    )
 
 
 def modularity(terms: SplitTerms) -> Values:

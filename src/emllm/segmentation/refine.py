@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from emllm.segmentation.key_graph import PrefixGram
-from emllm.segmentation.objectives import Objective, split_terms
+from emllm.segmentation.key_graph import KeyGraph
+from emllm.segmentation.objectives import Objective
 
 #: Values closer than this to the best one (relative, if it exceeds 1) are equal: above the noise of float32
 #: keys, so that rounding decides nothing, and far below what tells real splits apart.
@@ -22,7 +22,7 @@ TIE = 1e-7
 
 
 def refine_boundary(
-    prefix_gram: PrefixGram,
+    graph: KeyGraph,
     *,
     alpha: int,
     beta: int,
@@ -40,7 +40,7 @@ def refine_boundary(
     it is not, so there every boundary that is searched for drifts towards the past.
 
     Args:
-        prefix_gram: the key graph; covers the window.
+        graph: the key graph; covers the window.
         alpha: start of the event before, final.
         beta: the proposed boundary; at most ``high - 1``.
         low: first token that the window may use.
@@ -53,14 +53,14 @@ def refine_boundary(
         return beta
     half = (beta - alpha) // 2
     window = (max(alpha - half, low), min(beta + half, high))
-    scores = split_scores(prefix_gram, candidates, window=window, objective=objective)
+    scores = split_scores(graph, candidates, window=window, objective=objective)
     best = scores.max()
     is_best = scores >= best - TIE * max(1.0, abs(best))
     return int(candidates[np.flatnonzero(is_best)[-1]])
 
 
 def refine_boundaries(
-    prefix_gram: PrefixGram,
+    graph: KeyGraph,
     boundaries: Sequence[int],
     *,
     alpha: int,
@@ -77,7 +77,7 @@ def refine_boundaries(
     refined = []
     for beta in boundaries:
         alpha = refine_boundary(
-            prefix_gram,
+            graph,
             alpha=alpha,
             beta=beta,
             low=low,
@@ -90,16 +90,13 @@ def refine_boundaries(
 
 
 def split_scores(
-    prefix_gram: PrefixGram,
+    graph: KeyGraph,
     candidates: Int[np.ndarray, " C"],
     *,
     window: tuple[int, int],
     objective: Objective,
 ) -> Float[np.ndarray, " C"]:
     """The objective at each candidate split of a window, averaged over the graphs, so that more is better."""
-    origin = prefix_gram.start
-    terms = split_terms(
-        prefix_gram.sums, candidates - origin, start=window[0] - origin, stop=window[1] - origin
-    )
+    terms = graph.split_terms(candidates, start=window[0], stop=window[1])
     values = objective.values(terms).mean(axis=0)
     return values if objective.is_maximised else -values

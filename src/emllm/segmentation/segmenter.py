@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 
 from emllm.config import MemoryConfig
 from emllm.errors import InputError
-from emllm.segmentation.key_graph import PrefixGram
+from emllm.segmentation.key_graph import KeyGraph
 from emllm.segmentation.objectives import REGISTRY
 from emllm.segmentation.refine import refine_boundary
 from emllm.segmentation.threshold import RollingThreshold
@@ -27,7 +27,7 @@ from emllm.segmentation.threshold import RollingThreshold
 #: What a segmenter is told of the next tokens: values in nats for a threshold, or ready flags.
 Signals = Float[np.ndarray, " T"] | Bool[np.ndarray, " T"]
 #: The key graph of the tokens ``[start, stop)``, all of which have been read.
-GraphMaker = Callable[[int, int], PrefixGram]
+GraphMaker = Callable[[int, int], KeyGraph]
 
 
 class EventSegmenter:
@@ -76,15 +76,15 @@ class EventSegmenter:
             return self._seen
         return max(self._start, self._last - self._config.max_event_tokens // 2)
 
-    def extend(self, signals: Signals, prefix_gram: GraphMaker | None = None) -> list[int]:
+    def extend(self, signals: Signals, key_graph: GraphMaker | None = None) -> list[int]:
         """Read on: the boundaries that became final, absolute, in order.
 
         Args:
             signals: of the next tokens: surprise in nats (a threshold makes flags of it), or flags.
-            prefix_gram: called at most once, and only if a refinement is due.
+            key_graph: called at most once, and only if a refinement is due.
 
         Raises:
-            InputError: a refinement is due without `prefix_gram`, or the segmenter was finished.
+            InputError: a refinement is due without `key_graph`, or the segmenter was finished.
         """
         if self._is_finished:
             raise InputError("a finished segmenter cannot read on; copy it before finish()")
@@ -93,15 +93,15 @@ class EventSegmenter:
         raw = first + np.flatnonzero(flags)
         self._candidates += tuple(raw[raw >= self._last + self._config.min_event_tokens].tolist())
         self._seen += len(flags)
-        return self._settle(prefix_gram, is_end=False)
+        return self._settle(key_graph, is_end=False)
 
-    def finish(self, prefix_gram: GraphMaker | None = None) -> list[int]:
+    def finish(self, key_graph: GraphMaker | None = None) -> list[int]:
         """Settle what still waits for tokens, as if the text ended here: the last boundaries.
 
         Windows are cut off at the last token. For a text that is complete: a segmenter that reads on must not
         be finished, or its boundaries would depend on where it was.
         """
-        boundaries = self._settle(prefix_gram, is_end=True)
+        boundaries = self._settle(key_graph, is_end=True)
         self._is_finished = True
         return boundaries
 
@@ -134,16 +134,16 @@ class EventSegmenter:
         )
         return segmenter
 
-    def _settle(self, prefix_gram: GraphMaker | None, *, is_end: bool) -> list[int]:
+    def _settle(self, key_graph: GraphMaker | None, *, is_end: bool) -> list[int]:
         """Move `last` forward as long as the next boundary can be known."""
-        graph: PrefixGram | None = None
+        graph: KeyGraph | None = None
         boundaries: list[int] = []
         while True:
             beta, is_forced = self._next_raw()
             if not self._is_settled(beta, is_forced=is_forced, is_end=is_end):
                 return boundaries
             if self._is_movable(beta, is_forced=is_forced):
-                graph = self._graph(prefix_gram) if graph is None else graph
+                graph = self._graph(key_graph) if graph is None else graph
                 beta = self._refined(beta, graph)
             boundaries.append(beta)
             self._last = beta
@@ -167,14 +167,14 @@ class EventSegmenter:
         has_room = beta > self._last + self._config.min_event_tokens
         return self._config.refine != "none" and not is_forced and has_room
 
-    def _graph(self, prefix_gram: GraphMaker | None) -> PrefixGram:
+    def _graph(self, key_graph: GraphMaker | None) -> KeyGraph:
         """The key graph of all that the refinements of this call can need."""
-        if prefix_gram is None:
+        if key_graph is None:
             raise InputError(f"refine={self._config.refine} needs the keys' graph, got none")
         stop = min(self._seen, self._candidates[-1] + self._config.max_event_tokens // 2)
-        return prefix_gram(self.pending_start, stop)
+        return key_graph(self.pending_start, stop)
 
-    def _refined(self, beta: int, graph: PrefixGram) -> int:
+    def _refined(self, beta: int, graph: KeyGraph) -> int:
         return refine_boundary(
             graph,
             alpha=self._last,
@@ -187,11 +187,11 @@ class EventSegmenter:
 
 
 def segment(
-    signals: Signals, prefix_gram: GraphMaker | None = None, *, config: MemoryConfig, start: int = 0
+    signals: Signals, key_graph: GraphMaker | None = None, *, config: MemoryConfig, start: int = 0
 ) -> list[int]:
     """The boundaries of a whole text: where its events begin, except the first, which begins at `start`."""
     segmenter = EventSegmenter(config, start=start)
-    return segmenter.extend(signals, prefix_gram) + segmenter.finish(prefix_gram)
+    return segmenter.extend(signals, key_graph) + segmenter.finish(key_graph)
 
 
 def spans(boundaries: list[int], *, start: int, stop: int) -> list[tuple[int, int]]:
