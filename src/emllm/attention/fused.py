@@ -40,14 +40,17 @@ def attend_part(
     without a fused kernel. Keys and values may be strided views with unit stride in the last dimension.
     """
     if softcap is not None or query.device.type not in ("cpu", "cuda"):
-        return eager_part(
-            query, key, value, scaling=scaling, is_causal=is_causal, mask=mask, softcap=softcap
-        )
-    value_dim = value.shape[-1]
-    if value_dim < key.shape[-1]:  # latent attention (MLA): the kernels want equal widths
-        value = pad(value, (0, key.shape[-1] - value_dim))
+        return eager_part(query, key, value, scaling=scaling, is_causal=is_causal, mask=mask, softcap=softcap)
+    key_dim, value_dim = key.shape[-1], value.shape[-1]
+    if value_dim < key_dim:  # latent attention (MLA): the kernels want equal widths
+        value = pad(value, (0, key_dim - value_dim))
+    elif value_dim > key_dim:
+        query, key = (pad(x, (0, value_dim - key_dim)) for x in (query, key))
     kernel = _cpu_part if query.device.type == "cpu" else _cuda_part
     out, lse = kernel(query, key, value, scaling, is_causal, mask)
+    if mask is not None:  # the kernels give a query that sees nothing the normaliser of one logit of 0
+        is_blind = ~mask.any(dim=-1)
+        out, lse = out.masked_fill(is_blind[:, None], 0.0), lse.masked_fill(is_blind, -torch.inf)
     return out[..., :value_dim], lse
 
 
@@ -59,7 +62,7 @@ def _cpu_part(
     fold = not is_causal and mask is None
     if fold:
         query = query.reshape(key.shape[0], -1, head_dim)
-    bias = None if mask is None else mask[None, None]
+    bias = None if mask is None else query.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)[None, None]
     out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
         query[None], key[None], value[None], 0.0, is_causal, attn_mask=bias, scale=scaling
     )
@@ -76,7 +79,9 @@ def _cuda_part(
         key, value = (x.repeat_interleave(num_heads // key.shape[0], dim=0) for x in (key, value))
     q, k, v = query[None], key[None], value[None]
     if mask is None and query.dtype != torch.float32 and head_dim % 8 == 0 and head_dim <= 256:
-        out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scaling)
+        out, lse, *_ = _aten._scaled_dot_product_flash_attention(
+            q, k, v, 0.0, is_causal, False, scale=scaling
+        )
     else:
         bias = None if mask is None else _additive(mask, query)
         out, lse, *_ = _aten._scaled_dot_product_efficient_attention(
