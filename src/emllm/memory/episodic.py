@@ -194,11 +194,18 @@ class EpisodicMemory:
 
         Raises:
             ModelError: the logits are not finite; nothing is written.
+            InputError: not all layers have attended, or the lengths are not those of the chunk.
         """
         staged = [layer.staged for layer in self._layers if layer.staged is not None]
         if len(staged) < len(self._layers):
             raise InputError(
                 f"commit needs all {len(self._layers)} layers to have attended, got {len(staged)}"
+            )
+        num_new = staged[0].key.shape[1]
+        if not len(token_ids) == len(logits) == num_new:
+            raise InputError(
+                f"commit got {len(token_ids)} tokens and {len(logits)} rows of logits, "
+                f"but the chunk that was attended has {num_new}"
             )
         first = self.num_tokens
         chunk_surprise = self._cutter.surprise(token_ids, logits, first=first)
