@@ -1,1 +1,1 @@
-"""Commands, help and exit codes."""
+"""The command line: commands, help and exit codes; the work is done in the rooms below."""

@@ -1,0 +1,166 @@
+"""``emllm chat``: a conversation whose memory grows.
+
+Ctrl-C stops an answer and nothing else; Ctrl-D leaves. This module does not know how answers are made.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emllm.cli import options
+from emllm.cli.exits import on_interrupt
+from emllm.cli.settings import with_settings
+from emllm.cli.sources import check_question, load_documents, opened_lm, read_documents
+from emllm.cli.terminal import remark, say, say_json
+from emllm.config import MemoryConfig
+from emllm.errors import InputError
+
+if TYPE_CHECKING:
+    from emllm.answers import Answer
+    from emllm.generation import Sampling
+    from emllm.lm import EpisodicLM
+    from emllm.memory import EpisodicMemory
+
+HELP = (
+    "/events shows what the last answer recalled, /help this, /quit or Ctrl-D leaves; Ctrl-C stops an answer"
+)
+
+
+@with_settings
+def command(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[SOURCE...]", help="Texts to read first.")
+    ] = None,
+    model: options.Model = "default",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    max_new_tokens: options.MaxNewTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = None,
+    evidence: options.NumEvidence = 5,
+    json: options.Json = False,
+    *,
+    config: MemoryConfig,
+) -> None:
+    """Talk with a model that remembers the whole conversation, and the texts given.
+
+    Reads one message a line, also from a pipe. --json prints one object per answer.
+    """
+    if "-" in (sources or []):
+        raise InputError("chat reads messages from standard input, so - cannot be a text to read")
+    documents = load_documents(sources) if sources else []
+    with opened_lm(model, device=device, dtype=dtype) as lm:
+        from emllm.generation import Sampling
+
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
+        memory = lm.memory(config)
+        if documents:
+            read_documents(lm, memory, documents)
+        conversation = Conversation(lm, memory, sampling, num_evidence=evidence, as_json=json)
+        for message in messages():
+            if message in ("/quit", "/exit"):
+                return
+            conversation.turn(message)
+
+
+@dataclass
+class Conversation:
+    """A memory that grows by one question and one answer a turn."""
+
+    lm: EpisodicLM
+    memory: EpisodicMemory
+    sampling: Sampling
+    num_evidence: int
+    as_json: bool
+    last: Answer | None = None
+
+    def turn(self, message: str) -> None:
+        """Answer one line; a line that cannot be answered is remarked, and the conversation goes on."""
+        if message == "/events":
+            self._show_events()
+        elif message.startswith("/"):
+            remark(HELP if message == "/help" else f"unknown command {message!r}; {HELP}")
+        elif message.strip():
+            try:
+                check_question(message)
+            except InputError as error:
+                remark(f"emllm: {error}")
+            else:
+                self._answer(message)
+
+    def _answer(self, message: str) -> None:
+        from emllm.cli.answers import answer
+
+        with stopping() as is_stopped:
+
+            def show(piece: str) -> bool:
+                if not self.as_json:
+                    say(piece, end="")
+                return not is_stopped()
+
+            self.last = answer(
+                self.lm,
+                self.memory,
+                message,
+                sampling=self.sampling,
+                num_evidence=self.num_evidence,
+                on_text=show,
+            )
+        if self.as_json:
+            say_json(self.last.to_json())
+        else:
+            say("")
+
+    def _show_events(self) -> None:
+        from emllm.cli.answers import remark_stats, show_evidence
+
+        if self.last is None:
+            remark("nothing was asked yet")
+            return
+        show_evidence(self.lm, self.memory, self.last)
+        remark_stats(self.last.stats)
+
+
+def messages() -> Iterator[str]:
+    """Lines that the user types, until Ctrl-D; Ctrl-C at the prompt drops the line, twice in a row leaves."""
+    if not sys.stdin.isatty():
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="replace")
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+        return
+    import readline  # noqa: F401  (input() edits lines once it is imported)
+
+    remark(HELP)
+    was_dropped = False
+    while True:
+        try:
+            with on_interrupt(signal.default_int_handler):
+                line = input("> ")
+        except EOFError:
+            remark("")
+            return
+        except KeyboardInterrupt:
+            if was_dropped:
+                raise
+            was_dropped = True
+            remark("\n(Ctrl-C again, or Ctrl-D, leaves)")
+        else:
+            was_dropped = False
+            yield line.strip()
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks to stop, inside the block, and does no more; the value says whether it was pressed."""
+    presses: list[int] = []
+    with on_interrupt(lambda number, _: presses.append(number)):
+        yield lambda: bool(presses)

@@ -1,0 +1,128 @@
+"""How a run ends: exit codes, one line for what went wrong, and Ctrl-C at any time.
+
+Anything that is not foreseen here is a bug and keeps its traceback. This module does not know the commands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from emllm.errors import EmllmError
+
+MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+
+
+class _Interrupts:
+    """Whether Ctrl-C was pressed; written by the signal handler."""
+
+    was_pressed = False
+
+
+def run_politely(run: Callable[[], int]) -> int:
+    """The exit code of a run, with one line on stderr for each end that is not a bug."""
+    try:
+        with quiet_libraries():
+            code = run()
+            sys.stdout.flush()
+            return code
+    except EmllmError as error:
+        return complain(str(error))
+    except BrokenPipeError:
+        return _pipe_closed()
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or _Interrupts.was_pressed:
+            return complain("interrupted", code=INTERRUPTED)
+        message = _foreseen(error)
+        if message is None:
+            raise
+        return complain(message)
+
+
+def complain(message: str, *, code: int = MISTAKE) -> int:
+    """Says one line on stderr; answers with the exit code."""
+    print(f"emllm: {' '.join(message.split())}", file=sys.stderr, flush=True)  # noqa: T201
+    return code
+
+
+def _foreseen(error: BaseException) -> str | None:
+    """What to say of an exception that is no bug: wrong usage, and no memory left."""
+    import typer
+
+    # Typer 0.29 has its own copy of click; the base of its public BadParameter is UsageError in each.
+    if isinstance(error, typer.BadParameter.__bases__[0]):
+        return f"{error.format_message()} (-h shows the usage)"  # type: ignore[attr-defined]
+    words = str(error)
+    is_torch = isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in words
+        or "not enough memory" in words
+    )
+    if isinstance(error, MemoryError) or is_torch:
+        asked = next((f" ({line.strip()})" for line in words.splitlines() if "allocate" in line), "")
+        return f"out of memory{asked[:200]}; a smaller --chunk-tokens, model or text needs less"
+    return None
+
+
+def _pipe_closed() -> int:
+    """The reader of stdout is gone: nothing more can be said, and Python's own flush must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return PIPE_CLOSED
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C unwinds what runs; pressed again, it leaves at once."""
+    _Interrupts.was_pressed = False
+    with on_interrupt(_unwind):
+        yield
+
+
+@contextmanager
+def on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Ctrl-C calls `handler` inside the block, unless this process was started to ignore it."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
+    if _Interrupts.was_pressed:
+        os.write(2, b"emllm: interrupted\n")
+        os._exit(INTERRUPTED)
+    _Interrupts.was_pressed = True
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No advice from libraries on the user's terminal, unless Python was asked for warnings."""
+    unset = [
+        name for name in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS") if name not in os.environ
+    ]
+    os.environ.update(dict.fromkeys(unset, "true"))
+    silent, root = logging.NullHandler(), logging.getLogger()
+    root.addHandler(silent)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.removeHandler(silent)
+        for name in unset:
+            os.environ.pop(name, None)

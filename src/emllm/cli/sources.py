@@ -1,0 +1,90 @@
+"""Documents and models as commands need them: mistakes are found before anything slow begins.
+
+This module does not know what is done with them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emllm.cli.terminal import reading, remark, working
+from emllm.errors import InputError
+
+if TYPE_CHECKING:
+    from emllm.documents.document import Document
+    from emllm.lm import EpisodicLM
+    from emllm.memory import EpisodicMemory
+
+#: Bytes of RAM that a byte of a source may take while it becomes text.
+RAM_PER_BYTE = 6
+
+
+def free_ram_bytes() -> int:
+    """Bytes of RAM that could be had now; without ``/proc`` all that the machine has."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def load_documents(sources: Sequence[str]) -> list[Document]:
+    """The documents; what a folder holds and cannot be read is remarked on stderr.
+
+    Raises:
+        SourceError: a source cannot be read, or is larger than RAM allows: known from its size.
+    """
+    from emllm.documents.load import MAX_BYTES, load_all
+
+    loaded = load_all(sources, max_bytes=min(MAX_BYTES, free_ram_bytes() // RAM_PER_BYTE))
+    for warning in loaded.warnings:
+        remark(f"emllm: {warning}")
+    return loaded.documents
+
+
+def check_question(question: str) -> str:
+    """The question, if it is one.
+
+    Raises:
+        InputError: it is empty, or not valid Unicode.
+    """
+    if not question.strip():
+        raise InputError("the question is empty")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the question is not valid UTF-8: {question!r}") from error
+    return question
+
+
+@contextmanager
+def opened_lm(model: str, *, device: str, dtype: str) -> Iterator[EpisodicLM]:
+    """The model, loaded, with its memory's attention; given back at the end."""
+    with working("loading the model"):
+        from emllm.lm import EpisodicLM
+
+        lm = EpisodicLM.from_pretrained(model, device=device, dtype=dtype)
+    with lm:
+        yield lm
+
+
+def read_documents(lm: EpisodicLM, memory: EpisodicMemory, documents: Sequence[Document]) -> None:
+    """Read all documents into the memory, with progress on stderr.
+
+    Raises:
+        SourceError: together they will not fit.
+    """
+    from emllm.reading import check_fits
+
+    num_bytes = sum(len(document.text.encode()) for document in documents)
+    name = documents[0].name if len(documents) == 1 else f"{len(documents)} documents"
+    check_fits(num_bytes, lm.geometry, name=name)
+    for number, document in enumerate(documents, start=1):
+        place = f" ({number}/{len(documents)})" if len(documents) > 1 else ""
+        with reading(f"{document.name}{place}") as progress:
+            memory.read(document, progress=progress)
