@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import lzma
 import math
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emllm.analysis.page import NUM_LEVELS, levels, paragraphs, render_page, scale
+from emllm.analysis.page import NUM_LEVELS, escape, levels, paragraphs, render_page, scale
 from emllm.analysis.segmented import SegmentedText
 
 HOSTILE = [
@@ -33,6 +34,7 @@ HOSTILE = [
     "\\1",
     "\x00\x1b\ud800",
     "\r\n",
+    "\n\nNew",
     "😀",
 ]
 PIECES = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=5)), min_size=1, max_size=30)
@@ -108,6 +110,12 @@ def test_names_and_settings_are_as_inert_as_the_text(name: str, hostile: str) ->
     assert skeleton(page) == skeleton(plain)
 
 
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"])))
+def test_escaped_text_fits_a_quoted_attribute_and_means_itself(text: str) -> None:
+    assert not set("<>\"'") & set(escape(text))
+    assert html.unescape(escape(text)) == text
+
+
 @given(PIECES)
 def test_every_character_keeps_its_offset_as_a_browser_counts(pieces: list[str]) -> None:
     rendered = render_page(segmented(pieces))
@@ -162,7 +170,7 @@ def test_lines_wrapped_by_hand_flow_and_verse_and_code_keep_theirs() -> None:
 @given(st.lists(st.floats(0, 50, width=32), min_size=1, max_size=50))
 def test_more_surprise_never_gives_a_lower_tint(nats: list[float]) -> None:
     surprise = np.array(sorted(nats), dtype=np.float32)
-    edges = scale(surprise, low=10, high=90)
+    edges = scale(surprise, low=10.0, high=90.0)
     found = levels(surprise, edges=edges)
     assert (np.diff(edges) > 0).all() and len(edges) == NUM_LEVELS - 1
     assert (np.diff(found) >= 0).all() and found.min() >= 0 and found.max() < NUM_LEVELS

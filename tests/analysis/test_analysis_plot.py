@@ -40,7 +40,7 @@ def test_span_means_are_the_means_of_the_known_values(nats: list[float], data: s
 @given(st.sets(st.integers(0, 99)), st.integers(1, 30))
 def test_labels_keep_their_distance(boundaries: set[int], spacing: int) -> None:
     surprise = np.random.default_rng(1).random(100).astype(np.float32)
-    chosen = _with_room(np.array(sorted(boundaries), dtype=int), surprise, spacing=spacing)
+    chosen = _with_room(np.array(sorted(boundaries), dtype=int), surprise, spacing=float(spacing))
     assert set(chosen) <= boundaries
     assert bool(chosen) == bool(boundaries)
     assert all(b - a >= spacing for a, b in pairwise(chosen))

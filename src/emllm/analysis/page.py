@@ -48,7 +48,7 @@ def render_page(text: SegmentedText) -> str:
     Events are numbered from 0 as everywhere; surprise is shown in nats, to a hundredth.
     """
     event_means = np.array([event.mean_surprise for event in text.events])
-    event_edges = scale(event_means, low=10, high=90)
+    event_edges = scale(event_means, low=10.0, high=90.0)
     values = {
         "DOCUMENT": escape(text.document),
         "FACTS": escape(_facts(text)),
@@ -190,7 +190,7 @@ def _data(text: SegmentedText, event_edges: Float[np.ndarray, " edges"]) -> str:
         "surprise": _hundredths(text.surprise),
         "threshold": _hundredths(np.where(np.isinf(text.threshold), np.nan, text.threshold)),
         "eventEdges": _hundredths(event_edges),
-        "tokenEdges": _hundredths(scale(text.surprise, low=50, high=97)),
+        "tokenEdges": _hundredths(scale(text.surprise, low=50.0, high=97.0)),
     }
     return json.dumps(numbers, separators=(",", ":"))
 

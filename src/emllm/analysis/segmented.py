@@ -56,14 +56,15 @@ class SegmentedText:
         settings: what the segmentation was made with, JSON values only.
 
     Raises:
-        InputError: lengths that differ, boundaries that do not ascend from 0, infinite surprise, no token.
+        InputError: lengths that differ (checked here, so the annotations say ``_T``), boundaries that do not
+            ascend from 0, infinite surprise, no token.
     """
 
     document: str
     model: str
     pieces: Sequence[str]
-    surprise: Float[np.ndarray, " T"]
-    threshold: Float[np.ndarray, " T"]
+    surprise: Float[np.ndarray, " _T"]
+    threshold: Float[np.ndarray, " _T"]
     boundaries: Sequence[int]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -128,7 +129,7 @@ def _number(nats: float) -> float | None:
 
 
 def _check_tokens(
-    num_tokens: int, surprise: Float[np.ndarray, " T"], *, threshold: Float[np.ndarray, " T"]
+    num_tokens: int, surprise: Float[np.ndarray, " _T"], *, threshold: Float[np.ndarray, " _T"]
 ) -> None:
     if num_tokens == 0:
         raise InputError("a segmented text needs at least 1 token, got 0")
