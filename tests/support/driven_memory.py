@@ -41,6 +41,16 @@ def rotary(head_dim: int, *, theta: float = 1e4) -> Rotation:
     return Rotation("half", head_dim, 0, RotaryTable(source))
 
 
+def turned_at(x: Tensor, positions: Sequence[int], *, theta: float = 1e4) -> Tensor:
+    """Tokens turned as `rotary` does, with pairs of features as complex numbers in float64."""
+    half = x.shape[-1] // 2
+    rates = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = torch.tensor(positions, dtype=torch.float64)[:, None] * rates
+    pairs = torch.complex(x[..., :half].double(), x[..., half:].double())
+    pairs = pairs * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([pairs.real, pairs.imag], -1)
+
+
 def geometry(
     kinds: Sequence[str] = ("full", "full"),
     *,
