@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from emllm.config import OBJECTIVES, MemoryConfig
 from emllm.errors import InputError
 from emllm.segmentation.key_graph import KeyGraph, key_graph
+from emllm.segmentation.objectives import REGISTRY
+from emllm.segmentation.refine import refine_boundary
 from emllm.segmentation.segmenter import EventSegmenter, segment, spans
+from emllm.segmentation.threshold import boundary_flags
 
 TOKENS = 160
 
@@ -73,6 +76,35 @@ def test_token_by_token_gives_the_same_events(seed: int, config, start: int) -> 
     text = Text(seed)
     alone = read(text, config, start, list(range(TOKENS)), finish=False)
     assert alone == read(text, config, start, [], finish=False)
+
+
+@given(SEEDS, CONFIGS, STARTS)
+def test_events_are_those_of_one_pass_over_the_candidates_of_the_whole_text(seed, config, start: int) -> None:
+    """A second implementation that sees everything at once, and uses each candidate once."""
+    text = Text(seed)
+    flags, _ = boundary_flags(text.surprise, gamma=config.gamma, window_tokens=config.surprise_window_tokens)
+    graph = text.graph(0, TOKENS)
+    expected, last = [], start
+    for beta in [*np.flatnonzero(flags).tolist(), TOKENS - 1 + config.max_event_tokens]:
+        while beta > last + config.max_event_tokens:
+            last += config.max_event_tokens
+            expected.append(last)
+        if last + config.min_event_tokens <= beta < TOKENS:
+            if config.refine != "none":
+                last = refine_boundary(
+                    graph,
+                    alpha=last,
+                    beta=beta,
+                    low=start,
+                    high=TOKENS,
+                    min_event_tokens=config.min_event_tokens,
+                    objective=REGISTRY[config.refine],
+                )
+            else:
+                last = beta
+            expected.append(last)
+    expected = [boundary for boundary in expected if boundary < TOKENS]
+    assert segment(text.surprise, text.graph, config=config, start=start) == expected
 
 
 @given(SEEDS, CONFIGS, STARTS, CUTS)

@@ -144,9 +144,11 @@ class EventSegmenter:
                 return boundaries
             if self._is_movable(beta, is_forced=is_forced):
                 graph = self._graph(key_graph) if graph is None else graph
-                beta = self._refined(beta, graph)
-            boundaries.append(beta)
-            self._last = beta
+                boundaries.append(self._refined(beta, graph))
+            else:
+                boundaries.append(beta)
+            self._last = boundaries[-1]
+            self._candidates = tuple(candidate for candidate in self._candidates if candidate > beta)
 
     def _next_raw(self) -> tuple[int, bool]:
         """Where the next boundary is proposed, as far as is known, and whether only for the length."""
