@@ -1,0 +1,138 @@
+"""Scorers against their formulas written out, and what must not change a score."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from emllm.config import SCORERS as SCORER_NAMES
+from emllm.recall.scorers import (
+    ASKING_VOTES,
+    READING_VOTES,
+    SCORERS,
+    dot,
+    mean_query,
+    spread_queries,
+    votes,
+)
+
+heads = st.sampled_from([(1, 1), (4, 2), (6, 1), (3, 3)])
+counts = st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(1, 4))
+
+
+def draw(seed: int, heads_: tuple[int, int], counts_: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Queries ``[H, T, D]`` and event keys ``[K, N, R, D]``."""
+    generator = torch.Generator().manual_seed(seed)
+    num_queries, num_events, representatives = counts_
+    query = torch.randn(heads_[0], num_queries, 8, generator=generator)
+    return query, torch.randn(heads_[1], num_events, representatives, 8, generator=generator)
+
+
+@given(st.integers(0, 999), heads, counts)
+def test_dot_is_the_sum_over_heads_of_mean_query_times_mean_key(seed, heads_, counts_):
+    query, keys = draw(seed, heads_, counts_)
+    groups = heads_[0] // heads_[1]
+    ours = dot(query, [keys], 0.3)
+    for event in range(counts_[1]):
+        expected = 0.0
+        for head in range(heads_[0]):
+            mean = query[head].double().mean(0)
+            expected += float(mean @ keys[head // groups, event].double().mean(0))
+        assert math.isclose(float(ours[event]), expected, abs_tol=1e-4)
+
+
+@given(st.integers(0, 999), heads, counts, st.sampled_from([0.1, 1.0, 5.0]))
+def test_votes_are_literal_softmaxes_over_all_representatives(seed, heads_, counts_, scaling):
+    query, keys = draw(seed, heads_, counts_)
+    groups = heads_[0] // heads_[1]
+    _, num_events, representatives = counts_
+    best = torch.zeros(heads_[1], num_events, dtype=torch.float64)
+    for head in range(heads_[0]):
+        flat = keys[head // groups].reshape(-1, 8).double()
+        for token in range(counts_[0]):
+            shares = (flat @ query[head, token].double() * scaling).softmax(0)
+            of_event = shares.view(num_events, representatives).amax(1)
+            best[head // groups] = torch.maximum(best[head // groups], of_event)
+    torch.testing.assert_close(votes(query, [keys], scaling).double(), best.sum(0), atol=1e-5, rtol=0)
+
+
+@given(st.integers(0, 999), heads, counts, st.sampled_from(list(SCORERS)), st.lists(st.integers(0, 12)))
+def test_splitting_the_index_in_parts_changes_nothing(seed, heads_, counts_, name, cuts):
+    query, keys = draw(seed, heads_, counts_)
+    edges = sorted({0, counts_[1], *(cut for cut in cuts if cut < counts_[1])})
+    parts = [keys[:, start:stop] for start, stop in itertools.pairwise(edges)]
+    score = SCORERS[name].score
+    torch.testing.assert_close(score(query, parts, 0.5), score(query, [keys], 0.5), atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(0, 999), heads, counts, st.sampled_from(list(SCORERS)))
+def test_reordering_events_reorders_scores(seed, heads_, counts_, name):
+    query, keys = draw(seed, heads_, counts_)
+    order = torch.randperm(counts_[1], generator=torch.Generator().manual_seed(seed))
+    score = SCORERS[name].score
+    torch.testing.assert_close(
+        score(query, [keys[:, order]], 0.5), score(query, [keys], 0.5)[order], atol=1e-5, rtol=1e-5
+    )
+
+
+@given(st.integers(0, 999), heads, counts, st.sampled_from(list(SCORERS)))
+def test_order_of_queries_and_of_representatives_does_not_matter(seed, heads_, counts_, name):
+    query, keys = draw(seed, heads_, counts_)
+    score = SCORERS[name].score
+    torch.testing.assert_close(
+        score(query.flip(1), [keys.flip(2)], 0.5), score(query, [keys], 0.5), atol=1e-5, rtol=1e-5
+    )
+
+
+@given(st.integers(0, 999), heads, counts)
+def test_votes_are_unmoved_by_what_all_keys_have_in_common(seed, heads_, counts_):
+    """A constant added to all logits of a query cancels in its softmax; the mean query is moved by it."""
+    query, keys = draw(seed, heads_, counts_)
+    common = torch.randn(8, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(
+        votes(query, [keys + common], 0.5), votes(query, [keys], 0.5), atol=1e-4, rtol=1e-4
+    )
+
+
+@given(st.integers(0, 999), heads, counts)
+def test_votes_lie_between_a_share_and_all_of_the_heads(seed, heads_, counts_):
+    query, keys = draw(seed, heads_, counts_)
+    score = votes(query * 30, [keys * 30], 1.0)
+    assert torch.isfinite(score).all() and (score >= 0).all() and (score <= heads_[1] + 1e-4).all()
+
+
+@given(st.integers(0, 999), heads, counts)
+def test_dot_of_the_sampled_mean_query_is_dot_of_all_queries(seed, heads_, counts_):
+    query, keys = draw(seed, heads_, counts_)
+    torch.testing.assert_close(dot(mean_query(query), [keys], 1.0), dot(query, [keys], 1.0))
+
+
+@pytest.mark.parametrize("num_queries", [1, ASKING_VOTES, ASKING_VOTES + 1, 100, 512, 777])
+def test_a_question_votes_whole_and_a_chunk_by_a_few_evenly_spread_queries(num_queries):
+    query = torch.arange(num_queries, dtype=torch.float32)[None, :, None]
+    chosen = spread_queries(query)[0, :, 0].long().tolist()
+    if num_queries <= ASKING_VOTES:
+        assert chosen == list(range(num_queries))
+    else:
+        gaps = {b - a for a, b in itertools.pairwise(chosen)}
+        assert len(chosen) == READING_VOTES and chosen[-1] == num_queries - 1
+        assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_half_precision_ranks_like_float(name):
+    query, keys = draw(7, (4, 2), (3, 40, 4))
+    ours = SCORERS[name].score(query.bfloat16(), [keys.bfloat16()], 0.5)
+    exact = SCORERS[name].score(query, [keys], 0.5)
+    assert ours.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([ours, exact]))[0, 1] > 0.99
+
+
+def test_every_scorer_of_the_settings_exists():
+    assert set(SCORER_NAMES) == set(SCORERS)
