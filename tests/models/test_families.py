@@ -23,7 +23,9 @@ NUM_TOKENS = 90  # nearly four times the sliding windows
 CHUNKINGS = ([90], [1, 2, 3, 84], [33, 17, 1, 39], [16] * 5 + [10], [40] + [1] * 50)
 MEMORIES: dict[str, Callable[[ModelGeometry], Memory]] = {
     "reference": ReferenceMemory,
-    "episodic": lambda geometry: EpisodicMemory(geometry, MemoryConfig.preset("full", sink_tokens=3, local_tokens=20)),
+    "episodic": lambda geometry: EpisodicMemory(
+        geometry, MemoryConfig.preset("full", sink_tokens=3, local_tokens=20)
+    ),
 }
 
 
@@ -46,7 +48,9 @@ def _case(name: str) -> Case:
         ids = token_ids(model, NUM_TOKENS)
         with torch.no_grad():
             logits = model(ids).logits[0]
-        _cases[name] = Case(model, ids, logits, model.generate(ids[:, :40], max_new_tokens=12, do_sample=False))
+        _cases[name] = Case(
+            model, ids, logits, model.generate(ids[:, :40], max_new_tokens=12, do_sample=False)
+        )
     return _cases[name]
 
 
@@ -62,7 +66,9 @@ def attachment(case: Case) -> Iterator[Attachment]:
 
 
 @pytest.mark.parametrize("kind", MEMORIES)
-def test_a_memory_that_holds_everything_gives_the_stock_logits(case: Case, attachment: Attachment, kind: str) -> None:
+def test_a_memory_that_holds_everything_gives_the_stock_logits(
+    case: Case, attachment: Attachment, kind: str
+) -> None:
     for chunks in CHUNKINGS:
         cache = attachment.cache(MEMORIES[kind](attachment.geometry))
         parts = [case.model(chunk, past_key_values=cache).logits[0] for chunk in case.ids.split(chunks, 1)]
@@ -94,7 +100,9 @@ def test_rotation_and_windows_matter_to_these_models() -> None:
                 geometry = without(attachment.geometry, forgotten)
                 if geometry == attachment.geometry:
                     continue
-                logits = case.model(case.ids, past_key_values=attachment.cache(ReferenceMemory(geometry))).logits[0]
+                logits = case.model(
+                    case.ids, past_key_values=attachment.cache(ReferenceMemory(geometry))
+                ).logits[0]
                 assert (logits - case.logits).abs().max() > 50 * TOLERANCE, (name, forgotten)
 
 

@@ -92,14 +92,16 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     token_ids = probe_token_ids(_text_config(model).vocab_size)[None].to(
         model.get_input_embeddings().weight.device
     )
-    _set_attention(model, BASELINE)
-    stock_logits = model(token_ids, use_cache=False).logits[0]
-    rotaries = [undo.enter_context(_wrapped(*place)) for place in list(rotary_modules(model))]
+    rotaries = [undo.enter_context(_wrapped(*place)) for place in rotary_modules(model)]
     if not rotaries:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no rotary module (its positions are of another kind)"
         )
-    recorded = _recorded_pass(model, token_ids, rotaries=rotaries)
+    _set_attention(model, BASELINE)
+    stock_logits = model(token_ids, use_cache=False).logits[0]
+    recorded = _recorded_pass(model, token_ids)
+    for rotary in rotaries:
+        rotary.is_watching = False
     if relative_difference(recorded.logits, stock_logits) > tolerance(stock_logits.dtype):
         raise UnsupportedModelError(f"{type(model).__name__} attends otherwise when its attention is watched")
     check_attention(recorded)
@@ -109,20 +111,19 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     undo.callback(model.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
     undo.callback(model.register_forward_hook(hooks.after, with_kwargs=True).remove)
     replay = ReplayMemory(recorded)
-    model(token_ids, past_key_values=EpisodicCache([replay], num_layers=len(recorded.layers)))
+    try:
+        model(token_ids, past_key_values=EpisodicCache([replay], num_layers=len(recorded.layers)))
+    except InputError as error:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be attached: {error}") from error
     calls = [call for rotary in rotaries for call in rotary.calls]
     return model_geometry(recorded, replay, calls=calls, trained_tokens=_trained_tokens(model))
 
 
-def _recorded_pass(model: PreTrainedModel, token_ids: Tensor, *, rotaries: list[IdentityRotary]) -> Pass:
-    """A pass of the model as it is, its attention and its rotary modules watched."""
-    for rotary in rotaries:
-        rotary.is_watching = True
+def _recorded_pass(model: PreTrainedModel, token_ids: Tensor) -> Pass:
+    """A pass of the model as it is, its attention watched."""
     with watching() as watcher:
         _set_attention(model, WATCH_NAME)
         logits = model(token_ids, use_cache=False).logits[0]
-    for rotary in rotaries:
-        rotary.is_watching = False
     problem = layer_count_problem(watcher.layer_idxs, _text_config(model).num_hidden_layers, model)
     if problem is not None:
         raise UnsupportedModelError(problem)
@@ -166,8 +167,8 @@ class _Hooks:
 def _check_batch(token_ids: Tensor, *, cache: EpisodicCache, attention_mask: Any) -> None:
     if token_ids.ndim != 2 or token_ids.shape[1] == 0:
         raise InputError(
-            f"input_ids must have shape [rows, tokens >= 1], got {list(token_ids.shape)} (generate() wants the "
-            "tokens already read in front of the new ones)"
+            f"input_ids must have shape [rows, tokens >= 1], got {list(token_ids.shape)} (generate() wants "
+            "the tokens already read in front of the new ones)"
         )
     if token_ids.shape[0] != len(cache.memories):
         raise InputError(

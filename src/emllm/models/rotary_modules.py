@@ -8,7 +8,7 @@ in float32. This module does not know how cos and sin are applied: `self_check` 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,16 @@ class RotaryCall:
 
 
 class IdentityRotary(nn.Module):
-    """Stands in for a rotary module: answers "no rotation", or, while it is watching, the true one."""
+    """Stands in for a rotary module: answers as it would while watching, then "no rotation".
+
+    Some modules keep what they computed for the last text; all answers come from copies, so that the
+    module itself stays as it was.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.is_watching = False
+        self.is_watching = True
         self.calls: list[RotaryCall] = []
         self._answers: dict[Any, Any] = {}
 
@@ -59,7 +63,7 @@ class IdentityRotary(nn.Module):
         if self.is_watching:
             if call not in self.calls:
                 self.calls.append(call)
-            return self.inner(x, position_ids, *args, **kwargs)
+            return call.answer(x, position_ids)
         key = (position_ids.shape, x.dtype, x.device, call.args, call.keywords)
         if key not in self._answers:
             while len(self._answers) >= _NUM_ANSWERS:
@@ -68,14 +72,11 @@ class IdentityRotary(nn.Module):
         return self._answers[key]
 
 
-def rotary_modules(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     """Every rotary module of the text model, with its parent and its name there."""
     get_decoder: Callable[[], nn.Module] | None = getattr(model, "get_decoder", None)
-    decoder = get_decoder() if get_decoder is not None else None
-    for parent in (decoder if isinstance(decoder, nn.Module) else model).modules():
-        for name, child in parent.named_children():
-            if "Rotary" in type(child).__name__:
-                yield parent, name, child
+    found = _rotary_children(get_decoder()) if get_decoder is not None else []
+    return found or _rotary_children(model)
 
 
 def rotary_table(call: RotaryCall, *, device: torch.device) -> RotaryTable:
@@ -90,6 +91,15 @@ def rotary_table(call: RotaryCall, *, device: torch.device) -> RotaryTable:
         return cos.to(device), sin.to(device)
 
     return RotaryTable(source, lengths_alike=_lengths_alike(call))
+
+
+def _rotary_children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if "Rotary" in type(child).__name__
+    ]
 
 
 def _identity(answer: Any) -> Any:

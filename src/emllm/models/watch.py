@@ -36,7 +36,7 @@ class Watcher:
     def __init__(self) -> None:
         self.layer_idxs: list[int] = []
         self.layers: dict[int, LayerRecord] = {}
-        self._windows: dict[int, tuple[Tensor, int | None]] = {}
+        self._masks: dict[int, tuple[Tensor, Callable[..., Tensor]]] = {}
 
     def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         """The model's own attention, recorded."""
@@ -45,8 +45,8 @@ class Watcher:
         query, key, value = args[:3]
         mask = args[3] if len(args) > 3 else kwargs.get("attention_mask")
         window_tokens = kwargs.get("sliding_window")
-        if mask is not None and id(mask) in self._windows:
-            window_tokens = self._windows[id(mask)][1]
+        if mask is not None and id(mask) in self._masks:
+            window_tokens = window_of_mask(self._masks[id(mask)][1])
         self.layer_idxs.append(layer_idx)
         self.layers[layer_idx] = LayerRecord(
             query[0], key[0], value[0], output[0].transpose(0, 1), kwargs, window_tokens
@@ -54,12 +54,12 @@ class Watcher:
         return output, weights
 
     def mask(self, *args: Any, **kwargs: Any) -> Tensor | None:
-        """The mask that the model's own attention wants, with the window it stands for."""
+        """The mask that the model's own attention wants; what it stands for is kept beside it."""
         if "allow_is_causal_skip" in kwargs:
             kwargs["allow_is_causal_skip"] = False
         mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[BASELINE](*args, **kwargs)
         if mask is not None and kwargs.get("mask_function") is not None:
-            self._windows[id(mask)] = (mask, window_of_mask(kwargs["mask_function"]))
+            self._masks[id(mask)] = mask, kwargs["mask_function"]
         return mask
 
 
