@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-COMMANDS = ("ask", "segment", "chat", "doctor")
+COMMANDS = ("ask", "segment", "chat", "bench", "doctor")
 
 
 def app() -> typer.Typer:
