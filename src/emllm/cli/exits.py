@@ -5,12 +5,9 @@ Anything that is not foreseen here is a bug and keeps its traceback. This module
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,12 +16,6 @@ from typing import Any
 from emllm.errors import EmllmError
 
 MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
-
-
-class _Interrupts:
-    """Whether Ctrl-C was pressed; written by the signal handler."""
-
-    was_pressed = False
 
 
 def run_politely(run: Callable[[], int]) -> int:
@@ -38,9 +29,9 @@ def run_politely(run: Callable[[], int]) -> int:
         return complain(str(error))
     except BrokenPipeError:
         return _pipe_closed()
-    except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) or _Interrupts.was_pressed:
-            return complain("interrupted", code=INTERRUPTED)
+    except KeyboardInterrupt:
+        return complain("interrupted", code=INTERRUPTED)
+    except Exception as error:
         message = _foreseen(error)
         if message is None:
             raise
@@ -80,15 +71,16 @@ def _pipe_closed() -> int:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C unwinds what runs; pressed again, it leaves at once."""
-    _Interrupts.was_pressed = False
-    with on_interrupt(_unwind):
+    """Ctrl-C leaves at once, with one line. An exception instead would abort torch while it is imported."""
+    with on_interrupt(_leave):
         yield
 
 
 @contextmanager
 def on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Ctrl-C calls `handler` inside the block, unless this process was started to ignore it."""
+    import threading
+
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield
@@ -100,12 +92,10 @@ def on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[No
         signal.signal(signal.SIGINT, before)
 
 
-def _unwind(number: int, frame: FrameType | None) -> None:
-    if _Interrupts.was_pressed:
-        os.write(2, b"emllm: interrupted\n")
-        os._exit(INTERRUPTED)
-    _Interrupts.was_pressed = True
-    raise KeyboardInterrupt
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Nothing is open that must be closed, but for the cursor that a progress bar may have hidden."""
+    os.write(2, b"\r\x1b[K\x1b[?25hemllm: interrupted\n" if os.isatty(2) else b"emllm: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 @contextmanager
@@ -115,6 +105,9 @@ def quiet_libraries() -> Iterator[None]:
         name for name in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS") if name not in os.environ
     ]
     os.environ.update(dict.fromkeys(unset, "true"))
+    import logging
+    import warnings
+
     silent, root = logging.NullHandler(), logging.getLogger()
     root.addHandler(silent)
     try:

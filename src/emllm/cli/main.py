@@ -5,6 +5,7 @@ This module does not know the commands (`app`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from emllm.cli.exits import interruptible, run_politely
@@ -13,11 +14,20 @@ from emllm.cli.exits import interruptible, run_politely
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; answers with the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     with interruptible():
-        return run_politely(lambda: _run(argv))
+        return run_politely(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
+    from typer import Exit
+    from typer.main import get_command
+
     from emllm.cli.app import app
 
-    outcome = app()(args=argv, prog_name="emllm", standalone_mode=False)
-    return outcome if isinstance(outcome, int) else 0
+    # Not command.main(), which has other exit codes and prints some errors itself.
+    command = get_command(app())
+    try:
+        with command.make_context("emllm", list(argv)) as context:
+            command.invoke(context)
+    except Exit as left:
+        return left.exit_code
+    return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emllm.cli.terminal import reading, remark, working
-from emllm.errors import InputError
+from emllm.errors import InputError, SourceError
 
 if TYPE_CHECKING:
     from emllm.documents.document import Document
@@ -41,7 +41,13 @@ def load_documents(sources: Sequence[str]) -> list[Document]:
     """
     from emllm.documents.load import MAX_BYTES, load_all
 
-    loaded = load_all(sources, max_bytes=min(MAX_BYTES, free_ram_bytes() // RAM_PER_BYTE))
+    most = free_ram_bytes() // RAM_PER_BYTE
+    for source in sources:
+        if os.path.isfile(source) and (size := os.path.getsize(source)) > most:
+            raise SourceError(
+                f"{source}: {size:,} bytes, more than the {most:,} that the free RAM can hold as text"
+            )
+    loaded = load_all(sources, max_bytes=min(MAX_BYTES, most))
     for warning in loaded.warnings:
         remark(f"emllm: {warning}")
     return loaded.documents

@@ -1,0 +1,168 @@
+"""What the commands print when all is well, with a tiny model of random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., object]
+SENTENCE = "Once upon a time there was a little girl named Lily. She had a big red dog called Max. "
+SMALL = ("--chunk-tokens", "64", "--local-tokens", "64", "--recall-tokens", "128")
+SHORT = ("--max-new-tokens", "6")
+
+
+@pytest.fixture()
+def model(tiny_model: Path) -> tuple[str, ...]:
+    return ("--model", str(tiny_model), *SMALL)
+
+
+class TestAsk:
+    def test_the_answer_is_followed_by_the_recalled_events(self, run, story: Path, model) -> None:
+        ended = run("ask", story, "Who has a dog?", *model, *SHORT, "--evidence", 2)
+        assert ended.code == 0
+        answer, evidence = ended.out.split("Recalled, strongest first:")
+        assert answer.strip()
+        lines = evidence.strip().splitlines()
+        assert len(lines) == 4
+        assert "story.txt at" in lines[0] and "of 3 layers" in lines[0]
+        assert lines[1].strip() in SENTENCE * 3
+        assert "tokens/s" in ended.err and ended.err.count("\n") == 1
+
+    def test_json_has_exactly_the_published_keys(self, run, story: Path, model) -> None:
+        ended = run("ask", story, "Who?", *model, *SHORT, "--json")
+        result = json.loads(ended.out)
+        assert set(result) == {"answer", "evidence", "stats"}
+        assert set(result["evidence"][0]) == {
+            *("event", "start", "stop", "document", "position", "text", "score", "layers")
+        }
+        assert ended.err == ""
+
+    def test_several_questions_share_one_reading(
+        self, run, story: Path, model, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import emllm.lm
+
+        readings = []
+        read = emllm.lm.read_tokens
+
+        def count(*args: object, **kwargs: object) -> None:
+            readings.append(len(args[2]))
+            read(*args, **kwargs)
+
+        monkeypatch.setattr("emllm.lm.read_tokens", count)
+        ended = run("ask", story, "-q", "Who?", "-q", "What?", *model, *SHORT, "--json")
+        first, second = map(json.loads, ended.out.splitlines())
+        assert first["stats"]["tokens"] == second["stats"]["tokens"]
+        assert len([num for num in readings if num > 10]) == 1
+
+    def test_a_question_does_not_change_the_answer_to_the_next(self, run, story: Path, model) -> None:
+        ended = run("ask", story, "-q", "Who?", "-q", "What?", *model, *SHORT, "--json")
+        alone = run("ask", story, "What?", *model, *SHORT, "--json")
+        assert json.loads(ended.out.splitlines()[1])["answer"] == json.loads(alone.out)["answer"]
+
+    def test_a_text_of_one_token_can_be_asked_about(self, run, tmp_path: Path, model) -> None:
+        (tmp_path / "one.txt").write_text("a")
+        ended = run("ask", tmp_path / "one.txt", "Who?", *model, *SHORT)
+        assert ended.code == 0
+        assert "whole text was in view" in ended.out
+
+    def test_standard_input_is_a_source(self, run, model, stdin) -> None:
+        stdin((SENTENCE * 20).encode())
+        ended = run("ask", "-", "Who?", *model, *SHORT)
+        assert ended.code == 0 and "stdin at" in ended.out
+
+    def test_what_a_folder_cannot_give_is_remarked_and_the_rest_read(self, run, story: Path, model) -> None:
+        (story.parent / "data.bin").write_bytes(b"\x00\x01")
+        ended = run("ask", story.parent, "Who?", *model, *SHORT)
+        assert ended.code == 0
+        assert "data.bin: binary file" in ended.err
+
+    def test_nothing_that_a_terminal_obeys_is_printed(self, run, tmp_path: Path, model) -> None:
+        path = tmp_path / "evil.txt"
+        path.write_text("She said \x1b[2J\x1b]0;gone\x07 and left. " * 60)
+        ended = run("ask", path, "Who?", *model, *SHORT)
+        assert "\x1b" not in ended.out and "\x07" not in ended.out
+
+
+class TestSegment:
+    def test_the_text_in_events_is_the_text(self, run, story: Path, model) -> None:
+        ended = run("segment", story, *model)
+        assert ended.code == 0
+        assert ended.out.startswith("story.txt: ")
+        assert "[1] tokens" in ended.out
+
+    def test_json_events_partition_the_tokens_and_the_text(self, run, story: Path, model) -> None:
+        result = json.loads(run("segment", story, *model, "--json").out)
+        assert set(result) == {"tokens", "events", "surprise", "settings"}
+        edges = [event["start"] for event in result["events"]] + [result["tokens"]]
+        assert edges[0] == 0
+        assert edges[1:] == [event["stop"] for event in result["events"]]
+        assert "".join(event["text"] for event in result["events"]) == story.read_text()
+        assert result["settings"]["local_tokens"] == 64
+
+    @pytest.mark.parametrize(
+        ("suffix", "start"),
+        [("html", b"<!doctype html>"), ("png", b"\x89PNG"), ("json", b'{"tokens"'), ("txt", b"story.txt: ")],
+    )
+    def test_the_suffix_decides_what_is_written(
+        self, run, story: Path, tmp_path: Path, model, suffix: str, start: bytes
+    ) -> None:
+        if suffix == "png":
+            pytest.importorskip("matplotlib")
+        output = tmp_path / f"x.{suffix}"
+        ended = run("segment", story, *model, "-o", output)
+        assert ended.code == 0 and ended.out == "" and "wrote" in ended.err
+        assert output.read_bytes().lower().startswith(start.lower())
+        assert {path.name for path in tmp_path.iterdir()} == {"story.txt", output.name}
+
+    def test_a_text_of_one_token_is_one_event(self, run, tmp_path: Path, model) -> None:
+        (tmp_path / "one.txt").write_text("a")
+        result = json.loads(run("segment", tmp_path / "one.txt", *model, "--json").out)
+        assert result["tokens"] == 1 and result["surprise"] == [None]
+
+    @pytest.mark.parametrize("segmenter", ["kl", "fixed", "random", "sentence"])
+    def test_every_segmenter_can_be_shown(self, run, story: Path, model, segmenter: str) -> None:
+        ended = run("segment", story, *model, "--segmenter", segmenter, "--json")
+        assert ended.code == 0 and len(json.loads(ended.out)["events"]) > 1
+
+
+class TestChat:
+    def test_each_line_of_a_pipe_is_answered_until_quit(self, run, model, stdin) -> None:
+        stdin(b"Hello\n\nWho are you?\n/quit\nnever asked\n")
+        ended = run("chat", *model, *SHORT, "--json")
+        assert ended.code == 0
+        assert len(ended.out.splitlines()) == 2
+
+    def test_the_memory_grows_by_question_and_answer(self, run, story: Path, model, stdin) -> None:
+        stdin(b"Hello\nHello\n")
+        ended = run("chat", story, *model, *SHORT, "--json")
+        first, second = (json.loads(line)["stats"]["tokens"] for line in ended.out.splitlines())
+        assert second > first
+
+    def test_events_shows_what_the_last_answer_recalled(self, run, story: Path, model, stdin) -> None:
+        stdin(b"/events\nWho?\n/events\n/nonsense\n")
+        ended = run("chat", story, *model, *SHORT)
+        assert "Recalled" in ended.out
+        assert "nothing was asked yet" in ended.err and "unknown command '/nonsense'" in ended.err
+
+    def test_invalid_bytes_do_not_end_the_conversation(self, run, model, stdin) -> None:
+        stdin(b"caf\xe9\nHello\n")
+        ended = run("chat", *model, *SHORT, "--json")
+        assert ended.code == 0 and len(ended.out.splitlines()) == 2
+
+
+class TestDoctor:
+    def test_the_report_says_what_a_token_costs(self, run, tiny_model: Path) -> None:
+        report = json.loads(run("doctor", "--model", tiny_model, "--json").out)
+        assert report["model"]["works"]
+        assert report["model"]["kv_bytes_per_token"] == 3 * 2 * (8 + 8) * 4
+        assert "float32" in report["devices"][0]["dtypes"]
+
+    def test_a_model_that_cannot_be_used_is_said_and_is_exit_code_1(
+        self, run, broken_models: dict[str, Path]
+    ) -> None:
+        ended = run("doctor", "--model", broken_models["gpt2"])
+        assert ended.code == 1 and "rotary" in ended.out
