@@ -66,8 +66,7 @@ def kl_surprise(logits: Logits, previous_logits: Logits, *, first: int = 0) -> S
 
     **Deviation.** EM-LLM names its signal Bayesian surprise but uses `surprise`; this one is an addition.
     ``p_t`` predicts token ``t + 1`` and ``p_{t-1}`` token ``t``, so it is a change of the model's expectation
-    from one moment to the next, not a belief about one fixed quantity being revised. It is measured per
-    token, where Kumar et al. work with the words of a story.
+    from one moment to the next, not a revised belief about one quantity; and it is per token, not per word.
 
     Args:
         logits: row ``t`` is the prediction made *after* token ``t`` was read (for token ``t + 1``).
@@ -83,10 +82,8 @@ def kl_surprise(logits: Logits, previous_logits: Logits, *, first: int = 0) -> S
         ModelError: a row holds NaN or plus infinity.
     """
     if logits.shape != previous_logits.shape:
-        raise InputError(
-            f"kl_surprise needs two predictions per token, got {tuple(logits.shape)} and "
-            f"{tuple(previous_logits.shape)}"
-        )
+        shapes = f"{tuple(logits.shape)} and {tuple(previous_logits.shape)}"
+        raise InputError(f"kl_surprise needs two predictions per token, got {shapes}")
     divergence, log_sums = _new_column(logits), _new_column(logits)
     for start in range(0, logits.shape[0], BLOCK_ROWS):
         after, before = _rows(logits, start), _rows(previous_logits, start)
