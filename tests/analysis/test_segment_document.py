@@ -66,6 +66,14 @@ def test_decoded_pieces_joined_are_the_decoded_text(text: str) -> None:
     assert len(pieces) == len(token_ids)
 
 
+def test_characters_that_have_no_token_belong_to_one_all_the_same() -> None:
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    text = "\n a   b c \n\n"
+    _, pieces = tokens_and_pieces(PreTrainedTokenizerFast(tokenizer_object=words), text)
+    assert len(pieces) == 3 and "".join(pieces) == text
+
+
 def test_events_partition_the_whole_text_in_sizes_that_the_settings_allow(lm) -> None:
     segmented = segment(lm, Document("a", TEXT), CONFIG)
     assert "".join(event.text for event in segmented.events) == TEXT
@@ -94,6 +102,19 @@ def test_asking_for_the_closing_boundaries_changes_nothing(lm) -> None:
         return [event.start for event in memory.events()]
 
     assert stops(asks=True) == stops(asks=False)
+
+
+def test_boundaries_that_wait_for_more_tokens_are_settled_at_the_end(lm) -> None:
+    waiting = 0
+    for length in range(40, 200, 10):
+        memory = lm.memory(dataclasses.replace(CONFIG, sink_tokens=0))
+        read_tokens(lm.model, lm.cache(memory), TOKENIZER(TEXT)["input_ids"][:length], chunk_tokens=32)
+        closing = memory.closing_boundaries()
+        document = Document("a", TOKENIZER.decode(TOKENIZER(TEXT)["input_ids"][:length]).strip("\ufffd"))
+        if closing and len(TOKENIZER(document.text)["input_ids"]) == length:
+            waiting += 1
+            assert list(segment(lm, document, CONFIG).boundaries[-len(closing) :]) == closing
+    assert waiting
 
 
 def test_a_boundary_by_surprise_lies_above_the_shown_threshold(lm) -> None:

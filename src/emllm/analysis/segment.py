@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def tokens_and_pieces(tokenizer: Any, text: str) -> tuple[list[int], list[str]]:
     stops = np.maximum.accumulate([0, *(stop for _, stop in encoded["offset_mapping"])])
     if token_ids:
         stops[-1] = len(text)
-    return token_ids, [text[start:stop] for start, stop in zip(stops[:-1], stops[1:], strict=True)]
+    return token_ids, [text[start:stop] for start, stop in pairwise(stops.tolist())]
 
 
 def decoded_pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
