@@ -14,7 +14,9 @@ from emllm.attention.fused import attend_part, merge
 from emllm.attention.rotary import Rotation, rotate
 
 
-def window_mask(num_queries: int, num_keys: int, window_tokens: int, device: torch.device) -> Bool[Tensor, "T S"]:
+def window_mask(
+    num_queries: int, num_keys: int, window_tokens: int, device: torch.device
+) -> Bool[Tensor, "T S"]:
     """True where a query sees a key; the last key is the last query's own."""
     distance = (
         torch.arange(num_queries, device=device)[:, None]

@@ -76,14 +76,14 @@ class EventCutter:
         if config.segmenter == "sentence":
             assert self._piece_of is not None
             return self._sentences.extend([self._piece_of(token) for token in token_ids.tolist()])
-        values = self._kl(logits) if config.segmenter == "kl" else chunk_surprise
+        values = self._kl(logits, first) if config.segmenter == "kl" else chunk_surprise
         return values.double().cpu().numpy()
 
-    def _kl(self, logits: Logits) -> Surprise:
-        own = kl_surprise(logits[1:], logits[:-1])
+    def _kl(self, logits: Logits, first: int) -> Surprise:
+        own = kl_surprise(logits[1:], logits[:-1], first=first + 1)
         if self._last_logits is None:
             return torch.cat([own.new_full((1,), torch.nan), own])
-        return torch.cat([kl_surprise(logits[:1], self._last_logits[None]), own])
+        return torch.cat([kl_surprise(logits[:1], self._last_logits[None], first=first), own])
 
     def closing(self, graph: GraphMaker) -> list[int]:
         """The boundaries that would become final if the text ended here; changes nothing."""

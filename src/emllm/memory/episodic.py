@@ -23,10 +23,10 @@ from emllm.dims import Logits, TokenIds
 from emllm.errors import InputError
 from emllm.memory.cutting import EventCutter, PieceOf
 from emllm.memory.events import Event, EventTable
-from emllm.memory.indexing import index_events, key_graph
+from emllm.memory.indexing import graph_of_span, index_events
 from emllm.memory.layer import AttentionOptions, Layer, MemoryLayer, View, WindowLayer
 from emllm.recall.trace import RecallTrace
-from emllm.segmentation.key_graph import PrefixGram
+from emllm.segmentation.key_graph import KeyGraph
 from emllm.store.log import LayerShape, Log, RamLog
 
 Reader = Callable[["EpisodicMemory", Any, str | None, Any], "list[StoredDocument]"]
@@ -218,8 +218,8 @@ class EpisodicMemory:
         )
         self._release_events()
 
-    def _key_graph(self, start: int, stop: int) -> PrefixGram:
-        return key_graph(self._log, self.geometry, self.config, start, stop)
+    def _key_graph(self, start: int, stop: int) -> KeyGraph:
+        return graph_of_span(self._log, self.geometry, self.config, start, stop)
 
     def _release_events(self) -> None:
         """Make recallable, and index, the events that have left the local window."""

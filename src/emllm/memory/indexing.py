@@ -18,7 +18,7 @@ from emllm.attention.geometry import LayerGeometry, ModelGeometry
 from emllm.config import ResolvedConfig
 from emllm.memory.layer import MemoryLayer
 from emllm.recall.event_keys import MAKERS, PaddedEvents
-from emllm.segmentation.key_graph import PrefixGram, prefix_gram
+from emllm.segmentation.key_graph import KeyGraph, key_graph
 from emllm.store.log import Log
 
 
@@ -41,14 +41,16 @@ def gather_span(
     return keys
 
 
-def key_graph(log: Log, geometry: ModelGeometry, config: ResolvedConfig, start: int, stop: int) -> PrefixGram:
+def graph_of_span(
+    log: Log, geometry: ModelGeometry, config: ResolvedConfig, start: int, stop: int
+) -> KeyGraph:
     """The key graph of a span over the layers that the settings name (EM-LLM, section 3.2)."""
     chosen = [(i, layer) for i, layer in enumerate(geometry.layers) if i >= config.refine_from_layer]
     keys = []
     for _, group in groupby(chosen, key=lambda item: _shape(item[1])):
         stacked = gather_span(log, list(group), start, stop, geometry.dtype)
         keys.append(stacked.permute(0, 2, 1, 3).flatten(0, 1))
-    return prefix_gram(keys, start=start, heads=config.refine_heads)
+    return key_graph(keys, start=start, heads=config.refine_heads)
 
 
 def _shape(layer: LayerGeometry) -> tuple[int, int, str]:

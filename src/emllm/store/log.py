@@ -112,7 +112,9 @@ class RamLog:
             taken = min(num_new - done, segment.capacity - offset)
             for layer_idx in range(len(self._shapes)):
                 chunk = slice(done, done + taken)
-                segment.keys[layer_idx][offset : offset + taken].copy_(keys[layer_idx][:, chunk].transpose(0, 1))
+                segment.keys[layer_idx][offset : offset + taken].copy_(
+                    keys[layer_idx][:, chunk].transpose(0, 1)
+                )
                 segment.values[layer_idx][offset : offset + taken].copy_(
                     values[layer_idx][:, chunk].transpose(0, 1)
                 )
