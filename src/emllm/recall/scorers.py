@@ -46,11 +46,9 @@ def votes(query: Float[Tensor, "H T D"], parts: Sequence[EventKeys], scaling: fl
     num_kv_heads, _, num_representatives, head_dim = parts[0].shape
     queries = (query * scaling).to(parts[0].dtype).reshape(num_kv_heads, -1, head_dim)
     logits = [torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2)) for keys in parts]
-    joined = (logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)).float()
-    joined -= joined.amax(dim=-1, keepdim=True)
-    joined.exp_()
-    joined /= joined.sum(dim=-1, keepdim=True)
-    best = joined.amax(dim=1)
+    joined = logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
+    # Half-precision logits, float32 softmax in one fused pass: the cost that grows with the text.
+    best = torch.softmax(joined, dim=-1, dtype=torch.float32).amax(dim=1)
     return best.unflatten(-1, (-1, num_representatives)).amax(dim=-1).sum(dim=0)
 
 
@@ -61,7 +59,7 @@ def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:
 
 #: Up to this many queries (a question, say) all vote; of a longer chunk only `READING_VOTES` do.
 ASKING_VOTES = 64
-READING_VOTES = 8
+READING_VOTES = 4
 
 
 def spread_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H T D"]:
