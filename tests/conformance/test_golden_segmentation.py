@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tests.conformance.replay import Run
+from tests.conformance.replay import Replay, Run
+from torch import Tensor
 
-from emllm.segmentation.key_graph import adjacency, prefix_sums
-from emllm.segmentation.objectives import REGISTRY, split_terms
+from emllm.segmentation.key_graph import PrefixGram, adjacency, prefix_keys, prefix_sums
+from emllm.segmentation.objectives import REGISTRY
 from emllm.segmentation.surprise import surprise
 from emllm.segmentation.threshold import boundary_flags
 
@@ -52,14 +53,18 @@ def test_the_threshold_at_a_chunks_first_token_is_the_recorded_one_of_the_chunk(
     assert compared >= run.meta["n_prefill"] - 3
 
 
+def keys_of(run: Run, again: Replay, step: int) -> list[Tensor]:
+    """The keys whose similarities the step recorded: of the layers that refine, buffer and chunk."""
+    _, stop = run.span(step)
+    chosen = again.keys[run.config.similarity_refinement_kwargs["refine_from_layer"] :]
+    return [keys[:, stop - len(run[f"simA_step{step}"]) : stop] for keys in chosen]
+
+
 @pytest.mark.parametrize(("variant", "step"), GRAPHS)
 def test_the_key_graph_is_the_recorded_similarity_matrix(replayed, variant, step):
     run, again = replayed(variant, None if variant == "SM" else 48)
-    recorded = run[f"simA_step{step}"]
-    _, stop = run.span(step)
-    chosen = again.keys[run.config.similarity_refinement_kwargs["refine_from_layer"] :]
-    ours = adjacency([keys[:, stop - len(recorded) : stop] for keys in chosen])[0]
-    torch.testing.assert_close(ours, recorded, atol=3e-3, rtol=1e-4)
+    ours = adjacency(keys_of(run, again, step))[0]
+    torch.testing.assert_close(ours, run[f"simA_step{step}"], atol=3e-3, rtol=1e-4)
 
 
 def searched_windows(entry: dict, min_tokens: int) -> list[tuple[int, int, int, int]]:
@@ -86,18 +91,26 @@ def _is_kept(before: int | None, event: int, offset: int, min_tokens: int) -> bo
 
 
 @pytest.mark.parametrize(("variant", "step"), GRAPHS)
-def test_our_closed_form_gives_the_recorded_value_of_every_split(golden, variant, step):
-    run = Run(golden, variant)
+@pytest.mark.parametrize("form", ["gram of the recorded matrix", "sums of the replayed keys"])
+def test_our_closed_form_gives_the_recorded_value_of_every_split(replayed, variant, step, form):
+    run, again = replayed(variant, None if variant == "SM" else 48)
     entry = next(entry for entry in run.meta["refinement"] if entry["step"] == step)
     recorded = run[f"adj_step{step}"].numpy()
-    sums = prefix_sums(run[f"simA_step{step}"][None])
-    metric = run.config.similarity_refinement_kwargs["similarity_metric"]
+    of_matrix = form.startswith("gram")
+    graph = (
+        PrefixGram(prefix_sums(run[f"simA_step{step}"][None]))
+        if of_matrix
+        else prefix_keys(keys_of(run, again, step))
+    )
+    objective = REGISTRY[METRICS[run.config.similarity_refinement_kwargs["similarity_metric"]]]
     done = 0
     for start, first, last, stop in searched_windows(entry, run.config.min_block_size):
         theirs = recorded[done : done + last - first]
         done += last - first
         splits = np.arange(first, last)
-        ours = REGISTRY[METRICS[metric]].values(split_terms(sums, splits, start=start, stop=stop))[0]
+        ours = objective.values(graph.split_terms(splits, start=start, stop=stop))[0]
         is_split = splits > start  # an empty first side is recorded, but is no candidate
-        np.testing.assert_allclose(ours[is_split], theirs[is_split], rtol=3e-4, atol=3e-6)
+        np.testing.assert_allclose(
+            ours[is_split], theirs[is_split], rtol=3e-4 if of_matrix else 1e-3, atol=3e-6
+        )
     assert done == len(recorded)
