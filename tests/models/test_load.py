@@ -175,7 +175,9 @@ def test_the_default_is_unpacked_once_and_the_same_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not load.is_default_unpacked()
     first, tokenizer = load_model(device="cpu")
+    assert load.is_default_unpacked()
     assert [path.name for path in (tmp_path / "emllm").iterdir()] == ["SmolLM2-135M-Instruct-0.1.2"]
     monkeypatch.setattr(load, "_save", None)
     second, again = load_model("default", device="cpu")

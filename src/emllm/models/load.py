@@ -75,6 +75,11 @@ def load_model(
     return _load(_source(str(name)), device=place, dtype=precision, packed=packed)
 
 
+def is_default_unpacked() -> bool:
+    """Whether the embedded model loads at once; the first time takes some twenty seconds."""
+    return _default_folder(_default_gguf()[1]).is_dir()
+
+
 def cache_folder() -> Path:
     """Where unpacked models are kept: ``$XDG_CACHE_HOME/emllm`` or ``~/.cache/emllm``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emllm"
@@ -83,7 +88,7 @@ def cache_folder() -> Path:
 def _default(device: torch.device, dtype: torch.dtype | str) -> Loaded:
     """The embedded model, from the cache folder, or unpacked into it."""
     gguf_path, version = _default_gguf()
-    folder = cache_folder() / f"{_DEFAULT_NAME}-{version}"
+    folder = _default_folder(version)
     if not folder.is_dir():
         source = _Source("the default model", str(gguf_path.parent), gguf_path.name)
         model, tokenizer = _load(source, device=torch.device("cpu"), dtype=torch.bfloat16, packed=False)
@@ -92,6 +97,10 @@ def _default(device: torch.device, dtype: torch.dtype | str) -> Loaded:
         except OSError:  # a read-only home: unpack every time
             return (model if dtype == "auto" else model.to(dtype)).to(device), tokenizer
     return _load(_Source("the default model", str(folder)), device=device, dtype=dtype, packed=False)
+
+
+def _default_folder(version: str) -> Path:
+    return cache_folder() / f"{_DEFAULT_NAME}-{version}"
 
 
 def _default_gguf() -> tuple[Path, str]:
