@@ -37,20 +37,24 @@ def attention_mass(
     num_queries = query.shape[1]
     grouped = (query * scaling).to(key.dtype).unflatten(0, (num_kv_heads, -1))
     normaliser = lse.unflatten(0, (num_kv_heads, -1))
-    distance = (
-        torch.arange(num_queries, device=key.device)[:, None]
-        + (num_keys - num_queries)
-        - torch.arange(num_keys, device=key.device)
-    )
-    hidden = (distance < 0) | (distance >= local_tokens)
+    # Only keys that are younger than the first query, or too old for the last one, need a mask.
+    num_older = num_keys - num_queries
+    num_leaving = max(0, min(num_keys - local_tokens, num_older))
+    distance = torch.arange(num_queries, device=key.device)[:, None] + num_older
+    too_old = distance - torch.arange(num_leaving, device=key.device) >= local_tokens
+    own = distance - torch.arange(num_older, num_keys, device=key.device)
+    hidden = (own < 0) | (own >= local_tokens)
+    ones = torch.ones(1, num_queries, dtype=torch.float32, device=key.device)
     mass = torch.zeros(num_kv_heads, num_keys, dtype=torch.float32, device=key.device)
     for head in range(num_kv_heads):  # a head's logits at a time stay in cache
         for member in range(grouped.shape[1]):
             logits = (grouped[head, member] @ key[head].T).float()
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
-            logits -= normaliser[head, member][:, None]
-            mass[head] += logits.exp_().masked_fill_(hidden, 0.0).sum(dim=0)
+            shares = logits.sub_(normaliser[head, member][:, None]).exp_()
+            shares[:, num_older:].masked_fill_(hidden, 0.0)
+            shares[:, :num_leaving].masked_fill_(too_old, 0.0)
+            mass[head] += (ones @ shares)[0]
     return mass
 
 
