@@ -3,7 +3,7 @@
 The released code's figures (float32, 2 threads, one undisturbed 2-core machine): S 721, SM 629 and SM+C 652
 tokens/s over tokens 2,048 to 16,384, on a machine whose 2048 x 2048 float32 matrix product ran at about 325
 GFLOP/s. This program makes a model of the same shape with random weights, reads the same span with the same
-settings, and prints tokens/s, the machine's own matrix speed in the same run, and the ratio after scaling for it.
+settings, and prints tokens/s, the machine's own matrix speed in the same run, and the ratio scaled for it.
 
     python scripts/bench_released.py [--dtype float32]
 """
@@ -71,15 +71,16 @@ def main() -> None:
     print(f"dtype {arguments.dtype}, {arguments.threads} threads, tokens {FIRST:,} to {LAST:,}")
     for variant, (released, released_gflops) in RELEASED.items():
         config = MemoryConfig.preset(
-            "em-llm", variant=variant, sink_tokens=64, local_tokens=1024, recall_tokens=1024, chunk_tokens=256,
-            min_event_tokens=8, max_event_tokens=64, refine_from_layer=4, surprise_window_tokens=768,
+            "em-llm", variant=variant, sink_tokens=64, local_tokens=1024, recall_tokens=1024,
+            chunk_tokens=256, min_event_tokens=8, max_event_tokens=64, refine_from_layer=4, surprise_window_tokens=768,
         )  # fmt: skip
         before = calibrate()
         speed = read_speed(lm, config, ids)
         gflops = (before + calibrate()) / 2
         scaled = (speed / gflops) / (released / released_gflops)
         print(
-            f"{variant:5s} {speed:6.0f} tokens/s, {gflops:.0f} GFLOP/s; released {released} at {released_gflops}: "
+            f"{variant:5s} {speed:6.0f} tokens/s, {gflops:.0f} GFLOP/s; "
+            f"released {released} at {released_gflops}: "
             f"ratio {speed / released:.2f}, per GFLOP/s {scaled:.2f}"
         )
 

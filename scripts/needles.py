@@ -15,13 +15,19 @@ from pathlib import Path
 
 from emllm import EpisodicLM, MemoryConfig, Sampling
 
+#: Depth in the text, the fact, the question, and the word that an answer must hold.
 FACTS = [
-    (0.15, "The secret ingredient of Marta's soup is saffron.", "What is the secret ingredient of Marta's soup?", "saffron"),
+    (
+        0.15,
+        "The secret ingredient of Marta's soup is saffron.",
+        "What is the secret ingredient of the soup?",
+        "saffron",
+    ),
     (0.30, "The blue bicycle belongs to Doctor Osei.", "To whom does the blue bicycle belong?", "Osei"),
     (0.45, "The pass key is 71432.", "What is the pass key?", "71432"),
-    (0.60, "Captain Ibsen hid the map inside a violin case.", "Where did Captain Ibsen hide the map?", "violin"),
-    (0.75, "The festival in Lorvão begins on the ninth of October.", "When does the festival in Lorvão begin?", "October"),
-]  # fmt: skip
+    (0.60, "Captain Ibsen hid the map inside a violin case.", "Where did Ibsen hide the map?", "violin"),
+    (0.75, "The festival in Lorvão begins in October.", "When does the festival begin?", "October"),
+]
 
 
 def planted(text: str, num_chars: int) -> str:
@@ -42,7 +48,9 @@ def run(lm: EpisodicLM, text: str, config: MemoryConfig, label: str) -> None:
     seconds = time.perf_counter() - begun
     hits, ranks = 0, []
     for _, _, question, key in FACTS:
-        answer = lm.ask(memory, question, sampling=Sampling(max_new_tokens=32), num_evidence=memory.num_events)
+        answer = lm.ask(
+            memory, question, sampling=Sampling(max_new_tokens=32), num_evidence=memory.num_events
+        )
         ranks.append(next((i for i, item in enumerate(answer.evidence) if key in item.text), -1))
         hits += key in answer.text
     print(
