@@ -72,7 +72,8 @@ def main() -> None:
     for variant, (released, released_gflops) in RELEASED.items():
         config = MemoryConfig.preset(
             "em-llm", variant=variant, sink_tokens=64, local_tokens=1024, recall_tokens=1024,
-            chunk_tokens=256, min_event_tokens=8, max_event_tokens=64, refine_from_layer=4, surprise_window_tokens=768,
+            chunk_tokens=256, min_event_tokens=8, max_event_tokens=64, refine_from_layer=4,
+            surprise_window_tokens=768,
         )  # fmt: skip
         before = calibrate()
         speed = read_speed(lm, config, ids)

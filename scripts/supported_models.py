@@ -43,7 +43,7 @@ REFUSED = """
 ## What is refused
 
 Models without rotary positions (gpt2, opt, bloom, mpt), with attention that transformers does not let others
-take over, with recurrent layers, with keys shared between layers, or whose attention sees compressed or masked
+take over, with recurrent layers, with keys shared between layers, or that attend to compressed or masked
 keys: `UnsupportedModelError`, with the layer and the reason, and the model as it was.
 """
 
