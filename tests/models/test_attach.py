@@ -186,6 +186,9 @@ def test_the_base_model_is_refused(attached: Attachment) -> None:
     _, cache = reference(attached)
     with pytest.raises(InputError, match="causal language model"):
         attached.model.model(token_ids(attached.model, 5), past_key_values=cache)
+    attached.model(token_ids(attached.model, 5), past_key_values=cache)
+    with pytest.raises(InputError, match="causal language model"):
+        attached.model.model(token_ids(attached.model, 5), past_key_values=cache)
     with pytest.raises(InputError, match=r"lm\.cache\(memory\)"):
         attached.model.model(token_ids(attached.model, 5))
 
@@ -486,6 +489,43 @@ def test_a_layer_that_turns_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(layer, "forward", forward)
     with pytest.raises(UnsupportedModelError, match="layer 1 turns its queries and keys in no known way"):
+        attach(model)
+
+
+def test_a_layer_that_brings_its_own_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    layer = model.model.layers[1].self_attn
+    stock_forward = layer.forward
+
+    def forward(hidden_states: Tensor, *args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        num_tokens = hidden_states.shape[1]
+        mask = torch.full((num_tokens, num_tokens), float("-inf")).triu(1)[None, None]
+        return stock_forward(hidden_states, *args, attention_mask=mask, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", forward)
+    with pytest.raises(UnsupportedModelError, match="layer 1 is given an attention mask"):
+        attach(model)
+
+
+def test_a_layer_that_turns_its_values_too_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    layer = model.model.layers[1].self_attn
+    stock_forward = layer.forward
+
+    def forward(hidden_states: Tensor, *args: Any, position_embeddings: Any, **kwargs: Any) -> Any:
+        cos = position_embeddings[0]
+
+        def turn(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+            return output * cos.repeat(1, 1, 2)
+
+        handle = layer.v_proj.register_forward_hook(turn)
+        try:
+            return stock_forward(hidden_states, *args, position_embeddings=position_embeddings, **kwargs)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(layer, "forward", forward)
+    with pytest.raises(UnsupportedModelError, match="layer 1 turns its values"):
         attach(model)
 
 
