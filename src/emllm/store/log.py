@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class LayerShape:
     device: torch.device
 
 
+@runtime_checkable  # the tests check arguments at run time
 class Log(Protocol):
     """What a memory asks of the place where its tokens live. Only `append` writes."""
 
