@@ -196,7 +196,7 @@ def test_lengths_that_do_not_fit_are_refused():
     attend(memory, tape, 0, 5)
     with pytest.raises(InputError):
         memory.commit(tape.token_ids[:4], tape.logits[:4])
-    with pytest.raises(InputError):
+    with pytest.raises((InputError, TypeError)):  # where shapes are checked, the signature refuses it first
         memory.commit(tape.token_ids[:5], tape.logits[:4])
     assert memory.num_tokens == 0 and len(memory.events()) == 0
     memory.commit(tape.token_ids[:5], tape.logits[:5])
