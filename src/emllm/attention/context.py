@@ -66,7 +66,7 @@ def turned(
 ) -> Float[Tensor, "X S D"]:
     """Tokens turned as at ``position, position + 1, ...`` of a context of `length` tokens."""
     if rotation.table is None:
-        return rotate(x, x, x, rotation, out=out)
+        return x if out is None else out.copy_(x)
     stop = position + x.shape[-2]
     cos, sin = rotation.table.cos_sin(max(length, stop))
     return rotate(x, cos[position:stop], sin[position:stop], rotation, out=out)

@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emllm.dims import EventKeys, Scores
+from emllm.dims import Scores
 
-Scorer = Callable[[Tensor, Sequence[EventKeys], float], Scores]
+#: Event keys of consecutive events, as many as each part holds.
+Part = Float[Tensor, "K _ R D"]
+Scorer = Callable[[Tensor, Sequence[Part], float], Scores]
 
 
-def dot(query: Float[Tensor, "H T D"], parts: Sequence[EventKeys], scaling: float) -> Scores:
+def dot(query: Float[Tensor, "H T D"], parts: Sequence[Part], scaling: float) -> Scores:
     """Dot product of the mean query with the mean of an event's representative keys, over all heads.
 
     The paper's similarity (EM-LLM, section 3.3, after InfLLM, Eq. 2). The sum over the query heads
@@ -36,20 +38,24 @@ def dot(query: Float[Tensor, "H T D"], parts: Sequence[EventKeys], scaling: floa
     return torch.cat(scores)
 
 
-def votes(query: Float[Tensor, "H T D"], parts: Sequence[EventKeys], scaling: float) -> Scores:
+def votes(query: Float[Tensor, "H T D"], parts: Sequence[Part], scaling: float) -> Scores:
     """Every query of every head casts one vote over all events; an event's score is its best votes.
 
-    Each query and head takes a softmax over the representative keys of all events, and the score is
-    the sum over KV heads of an event's highest probability. **Deviation** from the paper, which compares
-    one mean query: the mean loses what single queries look for (docs/lab-notes.md).
+    For each query and head an event counts with the best of its representative keys, a softmax over
+    the events follows, and the score is the sum over KV heads of an event's highest probability.
+    **Deviation** from the paper, which compares one mean query: the mean loses what single queries look
+    for (docs/lab-notes.md).
     """
     num_kv_heads, _, num_representatives, head_dim = parts[0].shape
-    queries = (query * scaling).to(parts[0].dtype).reshape(num_kv_heads, -1, head_dim)
-    logits = [torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2)) for keys in parts]
-    joined = logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
-    # Half-precision logits, float32 softmax in one fused pass: the cost that grows with the text.
-    best = torch.softmax(joined, dim=-1, dtype=torch.float32).amax(dim=1)
-    return best.unflatten(-1, (-1, num_representatives)).amax(dim=-1).sum(dim=0)
+    queries = (query * scaling).to(parts[0].dtype).reshape(num_kv_heads, -1, head_dim).transpose(1, 2)
+    best = []
+    for keys in parts:
+        # Keys first: with the queries first the product copies every key, four times the cost.
+        logits = torch.bmm(keys.flatten(1, 2), queries)
+        best.append(logits.unflatten(1, (-1, num_representatives)).amax(dim=2))
+    joined = best[0] if len(best) == 1 else torch.cat(best, dim=1)
+    shares = torch.softmax(joined.transpose(1, 2).contiguous(), dim=-1, dtype=torch.float32)
+    return shares.amax(dim=1).sum(dim=0)
 
 
 def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:
@@ -62,7 +68,7 @@ ASKING_VOTES = 64
 READING_VOTES = 4
 
 
-def spread_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H T D"]:
+def spread_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
     """All queries of a question; of a chunk that is read, a few evenly spaced ones, the last included."""
     num_queries = query.shape[1]
     if num_queries <= ASKING_VOTES:
