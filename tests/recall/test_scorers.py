@@ -48,7 +48,7 @@ def test_dot_is_the_sum_over_heads_of_mean_query_times_mean_key(seed, heads_, co
 
 
 @given(st.integers(0, 999), heads, counts, st.sampled_from([0.1, 1.0, 5.0]))
-def test_votes_are_literal_softmaxes_over_all_representatives(seed, heads_, counts_, scaling):
+def test_votes_are_literal_softmaxes_over_events_by_their_best_key(seed, heads_, counts_, scaling):
     query, keys = draw(seed, heads_, counts_)
     groups = heads_[0] // heads_[1]
     _, num_events, representatives = counts_
@@ -56,8 +56,8 @@ def test_votes_are_literal_softmaxes_over_all_representatives(seed, heads_, coun
     for head in range(heads_[0]):
         flat = keys[head // groups].reshape(-1, 8).double()
         for token in range(counts_[0]):
-            shares = (flat @ query[head, token].double() * scaling).softmax(0)
-            of_event = shares.view(num_events, representatives).amax(1)
+            logits = flat @ query[head, token].double() * scaling
+            of_event = logits.view(num_events, representatives).amax(1).softmax(0)
             best[head // groups] = torch.maximum(best[head // groups], of_event)
     torch.testing.assert_close(votes(query, [keys], scaling).double(), best.sum(0), atol=1e-5, rtol=0)
 

@@ -158,7 +158,7 @@ class SpeedBench:
                 f"read {length:,} tokens at {speed:,.0f} tokens/s, stock {baseline:,.0f}, "
                 f"ratio {speed / baseline:.2f}; decode {ours * 1e3:.1f} ms, stock {stock * 1e3:.1f} ms"
             )
-        result.refinement_cost = self._refinement_cost(min(lengths))
+        result.refinement_cost = self._refinement_cost(min(BASELINE_TOKENS, lengths[0]))
         result.peak_rss_bytes = peak_rss_bytes()
         return result
 
