@@ -160,6 +160,19 @@ def test_the_queue_of_neighbours_goes_with_a_fork():
 # Errors.
 
 
+def test_a_trace_of_what_is_recalled_changes_nothing_else():
+    """Tracing ranks events even where all fit, and that must not be seen in what is attended to."""
+    for recall_tokens in (24, NUM_TOKENS):
+        config = MemoryConfig(**SMALL | {"recall_tokens": recall_tokens})
+        _, tape, memory = some_memory(config, [16] * 5)
+        _, _, twin = some_memory(config, [16] * 5)
+        trace = memory.trace_recall()
+        assert_same_bits(read(memory, tape, [16, 1, 1, 20]), read(twin, tape, [16, 1, 1, 20]))
+        found = trace.strongest(3)
+        assert 0 < len(found) <= 3 and all(event.event < memory.num_events for event in found)
+        assert found[0].score >= found[-1].score and max(event.layers for event in found) == 3
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("row", [0, 3, 6])
 def test_logits_that_are_not_numbers_are_refused_and_nothing_is_written(bad, row):

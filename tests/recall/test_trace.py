@@ -1,0 +1,69 @@
+"""Evidence: the layers' scores on one scale, added up."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emllm.recall.trace import RecallTrace
+
+score_lists = st.lists(
+    st.lists(st.floats(-5, 5, width=32), min_size=6, max_size=6), min_size=1, max_size=4
+).map(lambda rows: [np.array(row, dtype=np.float32) for row in rows])
+
+
+def traced(rows: list[np.ndarray]) -> RecallTrace:
+    trace = RecallTrace()
+    for layer_idx, scores in enumerate(rows):
+        trace.add(layer_idx, scores, [int(scores.argmax())])
+    return trace
+
+
+@given(score_lists)
+def test_the_evidence_is_the_mean_standard_score_above_average(rows):
+    expected = np.zeros(6)
+    for scores in rows:
+        if scores.std() > 0:
+            expected += np.maximum((scores - scores.mean()) / scores.std(), 0) / len(rows)
+    found = {event.event: event.score for event in traced(rows).strongest(6)}
+    assert set(found) == set(np.flatnonzero(expected > 0))
+    for event, score in found.items():
+        np.testing.assert_allclose(score, expected[event], rtol=1e-4)
+
+
+@given(score_lists, st.floats(0.5, 64), st.integers(-50, 50))
+def test_a_layers_scale_does_not_matter(rows, scale, shift):
+    rows = [np.round(scores) for scores in rows]
+    other = [(scores.astype(np.float64) * scale + shift).astype(np.float32) for scores in rows]
+    one, same = ({e.event: e.score for e in traced(each).strongest(6)} for each in (rows, other))
+    for event in one.keys() | same.keys():
+        np.testing.assert_allclose(one.get(event, 0.0), same.get(event, 0.0), rtol=1e-3, atol=1e-4)
+
+
+@given(score_lists, st.integers(0, 8))
+def test_the_strongest_come_first_and_no_more_than_asked_for(rows, limit):
+    found = traced(rows).strongest(limit)
+    assert len(found) <= limit
+    assert [event.score for event in found] == sorted((event.score for event in found), reverse=True)
+
+
+def test_an_event_counts_the_layers_that_recalled_it_each_once():
+    trace = RecallTrace()
+    for layer_idx, recalled in ((0, [1]), (0, [1, 2]), (3, [1])):
+        trace.add(layer_idx, np.array([0.0, 3.0, 2.0], dtype=np.float32), recalled)
+    assert {event.event: event.layers for event in trace.strongest(3)} == {1: 2, 2: 1}
+
+
+def test_events_that_come_later_are_counted_from_then_on():
+    trace = RecallTrace()
+    trace.add(0, np.array([1.0, 0.0], dtype=np.float32), [0])
+    trace.add(0, np.array([0.0, 0.0, 0.0, 9.0], dtype=np.float32), [3])
+    assert [event.event for event in trace.strongest(9)] == [3, 0]
+
+
+def test_nothing_recalled_is_no_evidence():
+    trace = RecallTrace()
+    assert trace.strongest(3) == []
+    trace.add(0, np.array([2.0, 2.0], dtype=np.float32), [0])
+    assert trace.strongest(3) == []
