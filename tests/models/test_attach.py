@@ -20,7 +20,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from emllm.errors import InputError, ModelError, UnsupportedModelError
 from emllm.models.attach import Attachment, attach
-from emllm.models.attention import ATTENTION_NAME
+from emllm.models.attention import ATTENTION_NAME, check_arguments
 from emllm.models.cache import EpisodicCache
 
 
@@ -571,3 +571,9 @@ def test_a_cache_answers_what_transformers_asks(attached: Attachment) -> None:
     assert cache.layers[0].get_mask_sizes(torch.arange(7, 11)) == (11, 0)
     assert cache.layers[1].get_max_cache_shape() == cache.layers[1].get_max_length() == -1
     assert not cache.is_croppable and not cache.is_compileable
+
+
+def test_keys_of_another_number_than_the_tokens_are_refused() -> None:
+    query, key = torch.zeros(1, 4, 6, 8), torch.zeros(1, 2, 3, 8)
+    with pytest.raises(UnsupportedModelError, match="layer 2 attends to 3 keys for 6 tokens"):
+        check_arguments(2, query=query, key=key, attention_mask=None, dropout=0.0, keywords={})
