@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,34 @@ def test_a_dtype_that_is_asked_for_is_used(saved: Path, dtype: Any) -> None:
     assert load_model(str(saved), device="cpu", dtype=dtype)[0].dtype == torch.float32
 
 
-def test_loading_is_quiet_and_leaves_settings_alone(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture()
+def talkative() -> Iterator[Callable[[], tuple[int, bool]]]:
+    """Transformers at its loudest; answers how loud it is now."""
+    logging = transformers.utils.logging
+
     def settings() -> tuple[int, bool]:
-        logging = transformers.utils.logging
         return logging.get_verbosity(), logging.is_progress_bar_enabled()
 
-    before = settings()
-    load_model(saved, device="cpu")
+    verbosity, has_bars = settings()
+    logging.set_verbosity_debug()
+    logging.enable_progress_bar()
+    yield settings
+    logging.set_verbosity(verbosity)
+    if not has_bars:
+        logging.disable_progress_bar()
+
+
+def test_loading_is_quiet_and_leaves_settings_alone(
+    saved: Path, talkative: Callable[[], tuple[int, bool]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = talkative()
+    model, _ = load_model(saved, device="cpu")
+    assert talkative() == before
     with pytest.raises(ModelError):
-        load_model(saved.parent / "missing")
-    assert settings() == before
+        load_model(saved.parent)
+    with attach(model):
+        assert talkative() == before
+    assert talkative() == before
     assert capfd.readouterr() == ("", "")
 
 
