@@ -62,6 +62,12 @@ def test_views_larger_than_the_trained_window_are_refused():
         config.resolve(trained_tokens=8192, num_layers=4)
 
 
+def test_views_that_could_not_hold_an_open_event_are_refused():
+    config = MemoryConfig(local_tokens=1, recall_tokens=128)
+    with pytest.raises(ConfigError, match=r"1\.5 \* max_event_tokens = 192, got 129"):
+        config.resolve(trained_tokens=8192, num_layers=4)
+
+
 def test_a_layer_that_the_model_lacks_is_refused():
     with pytest.raises(ConfigError, match="refine_from_layer must be < 4"):
         MemoryConfig(refine_from_layer=20).resolve(trained_tokens=8192, num_layers=4)

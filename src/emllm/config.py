@@ -240,6 +240,12 @@ class MemoryConfig:
                 f"sink_tokens + local_tokens + recall_tokens + chunk_tokens must be <= {trained_tokens} "
                 f"(the model's trained positions), got {asked}"
             )
+        longest = self.max_event_tokens * 3 // 2  # an open event, and what its refinement waits for
+        if 0 < recall and views["local_tokens"] + recall < longest:
+            raise ConfigError(
+                f"local_tokens + recall_tokens must be >= 1.5 * max_event_tokens = {longest}, "
+                f"got {views['local_tokens'] + recall}"
+            )
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values.update(views, recall_tokens=recall, refine_from_layer=from_layer)
         return ResolvedConfig(**values)

@@ -85,3 +85,12 @@ def test_an_unknown_way_to_treat_heads_is_refused() -> None:
     for make in (adjacency, key_graph, prefix_keys):
         with pytest.raises(ConfigError, match="refine_heads must be all or each, got 'some'"):
             make(keys_of_layers(0), heads="some")
+
+
+def test_heads_of_different_widths_are_kept_apart() -> None:
+    generator = torch.Generator().manual_seed(3)
+    keys = [torch.randn(2, 10, width, generator=generator) for width in (8, 4)]
+    splits = np.arange(2, 8)
+    ours = key_graph(keys, heads="each").split_terms(splits, start=1, stop=9)
+    expected = prefix_gram(keys, heads="each").split_terms(splits, start=1, stop=9)
+    np.testing.assert_allclose(ours.left, expected.left, atol=1e-4)

@@ -126,7 +126,9 @@ def key_graph(keys: Sequence[Keys], *, start: int = 0, heads: str = "all") -> Ke
     Raises:
         ConfigError: `heads` is neither.
     """
-    if all(layer_keys.device.type == "cpu" for layer_keys in keys):
+    # Running sums per head need heads of one width.
+    is_even = heads == "all" or len({layer_keys.shape[2] for layer_keys in keys}) == 1
+    if is_even and all(layer_keys.device.type == "cpu" for layer_keys in keys):
         return prefix_keys(keys, start=start, heads=heads)
     return prefix_gram(keys, start=start, heads=heads)
 
