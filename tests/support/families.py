@@ -217,6 +217,8 @@ FAMILIES: dict[str, Family] = {
             **_layers("sliding", "full", "sliding", "full"),
             "head_dim": 16,
             "global_head_dim": 32,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 400,
             "sliding_window": 24,
         },
         (24, None, 24, None),
