@@ -8,10 +8,25 @@ import emllm
 from emllm import EpisodicLM, EpisodicMemory, MemoryConfig
 
 SETTINGS = [
-    "segmenter", "gamma", "surprise_window_tokens", "refine", "refine_from_layer", "refine_heads", "contiguity",
-    "min_event_tokens", "max_event_tokens", "sink_tokens", "local_tokens", "recall_tokens", "chunk_tokens",
-    "recall_every_tokens", "scorer", "event_key", "representatives", "positions",
-]  # fmt: skip
+    "segmenter",
+    "gamma",
+    "surprise_window_tokens",
+    "refine",
+    "refine_from_layer",
+    "refine_heads",
+    "contiguity",
+    "min_event_tokens",
+    "max_event_tokens",
+    "sink_tokens",
+    "local_tokens",
+    "recall_tokens",
+    "chunk_tokens",
+    "recall_every_tokens",
+    "scorer",
+    "event_key",
+    "representatives",
+    "positions",
+]
 
 
 def public(cls):
@@ -20,25 +35,54 @@ def public(cls):
 
 def test_the_package_offers_these_names_and_no_others():
     assert sorted(emllm.__all__) == [
-        "Answer", "Document", "EmllmError", "EpisodicLM", "EpisodicMemory", "Event", "Evidence", "MemoryConfig",
-        "Sampling", "Stats",
-    ]  # fmt: skip
+        "Answer",
+        "Document",
+        "EmllmError",
+        "EpisodicLM",
+        "EpisodicMemory",
+        "Event",
+        "Evidence",
+        "MemoryConfig",
+        "Sampling",
+        "Stats",
+    ]
     for name in emllm.__all__:
         assert getattr(emllm, name).__name__ == name
 
 
 def test_a_language_model_offers_these_methods():
     assert public(EpisodicLM) == [
-        "answer", "ask", "cache", "chat_format", "close", "evidence", "from_pretrained", "geometry", "memory",
+        "answer",
+        "ask",
+        "cache",
+        "chat_format",
+        "close",
+        "evidence",
+        "from_pretrained",
+        "geometry",
+        "memory",
         "stream",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_memory_offers_these_methods():
     assert public(EpisodicMemory) == [
-        "abandon", "attend", "begin_chunk", "closing_boundaries", "commit", "event", "events", "fork", "num_events", "num_tokens", "place",
-        "read", "surprise", "token_ids", "trace_recall",
-    ]  # fmt: skip
+        "abandon",
+        "attend",
+        "begin_chunk",
+        "closing_boundaries",
+        "commit",
+        "event",
+        "events",
+        "fork",
+        "num_events",
+        "num_tokens",
+        "place",
+        "read",
+        "surprise",
+        "token_ids",
+        "trace_recall",
+    ]
 
 
 def test_the_settings_are_these():

@@ -241,7 +241,7 @@ class MemoryConfig:
                 f"(the model's trained positions), got {asked}"
             )
         longest = self.max_event_tokens * 3 // 2  # an open event, and what its refinement waits for
-        if 0 < recall and views["local_tokens"] + recall < longest:
+        if recall > 0 and views["local_tokens"] + recall < longest:
             raise ConfigError(
                 f"local_tokens + recall_tokens must be >= 1.5 * max_event_tokens = {longest}, "
                 f"got {views['local_tokens'] + recall}"
