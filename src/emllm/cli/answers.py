@@ -72,15 +72,15 @@ def _place(item: Evidence) -> str:
     return f"{item.document or 'before the documents'}{where}"
 
 
-def remark_stats(stats: Stats) -> None:
-    """One line on stderr: what was read, and what the answer took."""
+def remark_stats(stats: Stats, *, is_first: bool = True) -> None:
+    """One line on stderr: what was read, unless it was said before, and what the answer took."""
     reading = ""
-    if stats.read_tokens:
+    if stats.read_tokens and is_first:
         reading = (
-            f"read {stats.read_tokens:,} tokens in {duration(stats.read_seconds)} "
-            f"({stats.tokens_per_second:,.0f} tokens/s), "
+            f"read {stats.read_tokens:,} tokens, {stats.events:,} events, in {duration(stats.read_seconds)} "
+            f"({stats.tokens_per_second:,.0f} tokens/s); "
         )
     remark(
-        f"{reading}{stats.events:,} events; answered {stats.answer_tokens} tokens in "
-        f"{duration(stats.answer_seconds)}; peak memory {stats.peak_rss_bytes / 1e9:.1f} GB"
+        f"{reading}answered {stats.answer_tokens} tokens in {duration(stats.answer_seconds)}; "
+        f"peak memory {stats.peak_rss_bytes / 1e9:.1f} GB"
     )

@@ -18,6 +18,7 @@ from emllm.config import MemoryConfig
 from emllm.errors import InputError
 
 if TYPE_CHECKING:
+    from emllm.answers import Answer
     from emllm.generation import Sampling
     from emllm.lm import EpisodicLM
     from emllm.memory import EpisodicMemory
@@ -54,6 +55,7 @@ def command(
     sources, questions = split_words(words, question or [])
     documents = load_documents(sources)
     with opened_lm(model, device=device, dtype=dtype) as lm:
+        from emllm.cli.answers import remark_stats
         from emllm.generation import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
@@ -62,7 +64,9 @@ def command(
         for asked in questions:
             if len(questions) > 1 and not json:
                 say(f"\n> {asked}")
-            _answer(lm, memory, asked, sampling=sampling, num_evidence=evidence, as_json=json)
+            answered = _answer(lm, memory, asked, sampling=sampling, num_evidence=evidence, as_json=json)
+            if not json:
+                remark_stats(answered.stats, is_first=asked is questions[0])
 
 
 def split_words(words: list[str], questions: list[str]) -> tuple[list[str], list[str]]:
@@ -89,8 +93,9 @@ def _answer(
     sampling: Sampling,
     num_evidence: int,
     as_json: bool,
-) -> None:
-    from emllm.cli.answers import answer, remark_stats, show_evidence
+) -> Answer:
+    """Ask on a fork, and print the answer with its evidence."""
+    from emllm.cli.answers import answer, show_evidence
 
     def show(piece: str) -> bool:
         if not as_json:
@@ -101,8 +106,8 @@ def _answer(
     answered = answer(lm, fork, question, sampling=sampling, num_evidence=num_evidence, on_text=show)
     if as_json:
         say_json(answered.to_json())
-        return
+        return answered
     say("\n")
     if num_evidence:
         show_evidence(lm, fork, answered)
-    remark_stats(answered.stats)
+    return answered
