@@ -113,9 +113,11 @@ class PrefixKeys:
 
 #: The key graph of a span of tokens, to be asked about cuts; positions are absolute. Read-only.
 KeyGraph = PrefixGram | PrefixKeys
+#: One layer's keys; layers may differ in heads and in their width.
+LayerKeys = Float[Tensor, "_ S _"]
 
 
-def key_graph(keys: Sequence[Keys], *, start: int = 0, heads: str = "all") -> KeyGraph:
+def key_graph(keys: Sequence[LayerKeys], *, start: int = 0, heads: str = "all") -> KeyGraph:
     """The key graph of some tokens, in the form that is cheaper where the keys are.
 
     Args:
@@ -133,7 +135,7 @@ def key_graph(keys: Sequence[Keys], *, start: int = 0, heads: str = "all") -> Ke
     return prefix_gram(keys, start=start, heads=heads)
 
 
-def prefix_keys(keys: Sequence[Keys], *, start: int = 0, heads: str = "all") -> PrefixKeys:
+def prefix_keys(keys: Sequence[LayerKeys], *, start: int = 0, heads: str = "all") -> PrefixKeys:
     """Running sums of keys that are on the CPU; see `key_graph`."""
     _check_heads(heads)
     num_tokens = keys[0].shape[1]
@@ -145,12 +147,12 @@ def prefix_keys(keys: Sequence[Keys], *, start: int = 0, heads: str = "all") -> 
     return PrefixKeys(sums.reshape(num_tokens + 1, graphs, -1), start)
 
 
-def prefix_gram(keys: Sequence[Keys], *, start: int = 0, heads: str = "all") -> PrefixGram:
+def prefix_gram(keys: Sequence[LayerKeys], *, start: int = 0, heads: str = "all") -> PrefixGram:
     """Prefix sums of the adjacency of keys on any device; see `key_graph`."""
     return PrefixGram(prefix_sums(adjacency(keys, heads=heads)), start)
 
 
-def adjacency(keys: Sequence[Keys], *, heads: str = "all") -> Adjacency:
+def adjacency(keys: Sequence[LayerKeys], *, heads: str = "all") -> Adjacency:
     """Dot products of the tokens' keys, summed over layers and heads or kept apart (EM-LLM, section 3.2).
 
     **Deviation.** The paper's text has one graph per head; the released code sums all of them, in the
