@@ -448,7 +448,7 @@ def test_what_a_memory_cannot_take_over_is_refused_with_the_reason(model_type: s
 
 def test_what_is_not_a_causal_language_model_is_refused() -> None:
     with pytest.raises(ModelError, match="got Linear"):
-        attach(nn.Linear(2, 2))  # type: ignore[arg-type]
+        attach(nn.Linear(2, 2))
     with pytest.raises(ModelError, match="got LlamaModel"):
         attach(AutoModel.from_config(AutoConfig.for_model("llama", **_SMALL)))
 

@@ -69,7 +69,7 @@ class Attachment:
         self.detach()
 
 
-def attach(model: PreTrainedModel) -> Attachment:
+def attach(model: nn.Module) -> Attachment:
     """Takes over the attention of a rotary causal language model, after a self-check.
 
     The model must be where it will compute: a later ``model.to(...)`` does not move the angles.
@@ -78,7 +78,7 @@ def attach(model: PreTrainedModel) -> Attachment:
         ModelError: it is not a causal language model, or is attached already.
         UnsupportedModelError: the self-check found something that a memory cannot take over exactly.
     """
-    _check_model(model)
+    model = _checked(model)
     with ExitStack() as undo, quiet_transformers():
         undo.enter_context(_configs_restored(model))
         with torch.no_grad(), _evaluating(model):
@@ -195,8 +195,8 @@ def _check_positions(position_ids: Tensor | None) -> None:
         raise InputError("position_ids must count up by one: a memory decides where its tokens stand")
 
 
-def _check_model(model: PreTrainedModel) -> None:
-    """Refuses what can be told without running the model."""
+def _checked(model: nn.Module) -> PreTrainedModel:
+    """The model, if nothing speaks against it that can be told without running it."""
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise ModelError(f"a causal language model of transformers is needed, got {type(model).__name__}")
     if any(isinstance(module, IdentityRotary) for module in model.modules()):
@@ -213,6 +213,7 @@ def _check_model(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{config.num_kv_shared_layers} layers attend to the keys of other layers"
         )
+    return model
 
 
 @contextmanager

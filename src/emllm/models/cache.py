@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from emllm.dims import ChunkKeys, Logits, Queries, TokenIds
 from emllm.errors import InputError, UnsupportedModelError
 
 
+@runtime_checkable
 class Memory(Protocol):
     """One sequence's memory, as a model sees it: one `begin_chunk`, one `attend` a layer, one `commit`."""
 
