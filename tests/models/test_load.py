@@ -234,7 +234,7 @@ def test_an_interrupted_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: py
 
     folder = tmp_path / "emllm" / "model"
     with pytest.raises(KeyboardInterrupt):
-        load._save(Unsavable(), Unsavable(), folder)  # type: ignore[arg-type]
+        load._save(Unsavable(), Unsavable(), folder)
     assert list(folder.parent.iterdir()) == []
 
 
@@ -245,7 +245,7 @@ def test_losing_the_race_to_unpack_is_no_error(tmp_path: Path) -> None:
             (tmp_path / "model" / "config.json").write_text("theirs")
             (aside / "config.json").write_text("ours")
 
-    load._save(Slow(), Slow(), tmp_path / "model")  # type: ignore[arg-type]
+    load._save(Slow(), Slow(), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "config.json").read_text() == "theirs"
 

