@@ -7,7 +7,7 @@ asked is unchanged. This module does not know attention, events or how anything 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +33,9 @@ from emllm.recall.trace import RecallTrace
 Source = Path | str | Document
 
 DEFAULT_EVIDENCE = 5
+
+#: Told each piece of an answer as it comes; returning False ends the answer.
+OnText = Callable[[str], bool | None]
 
 
 class EpisodicLM:
@@ -155,14 +158,19 @@ class EpisodicLM:
         *,
         sampling: Sampling | None = None,
         num_evidence: int = DEFAULT_EVIDENCE,
+        on_text: OnText | None = None,
     ) -> Answer:
         """Answer a question on a fork of the memory, which is unchanged.
+
+        Args:
+            on_text: told each piece of the answer as it comes; the answer ends where it returns False.
 
         Raises:
             InputError: the question is empty.
             ModelError: the model has no tokenizer, or computes logits that are not finite.
         """
-        return self.answer(memory.fork(), question, sampling=sampling, num_evidence=num_evidence)
+        fork = memory.fork()
+        return self.answer(fork, question, sampling=sampling, num_evidence=num_evidence, on_text=on_text)
 
     def answer(
         self,
@@ -171,13 +179,18 @@ class EpisodicLM:
         *,
         sampling: Sampling | None = None,
         num_evidence: int = DEFAULT_EVIDENCE,
+        on_text: OnText | None = None,
     ) -> Answer:
         """As `ask`, but question and answer become part of the memory: a turn of a conversation."""
         num_tokens, num_events = memory.num_tokens, memory.num_events
         begun = time.perf_counter()
         trace = memory.trace_recall()
         ids: list[int] = []
-        text = "".join(self._stream(memory, question, sampling or Sampling(), ids))
+        pieces: list[str] = []
+        for piece in self._stream(memory, question, sampling or Sampling(), ids):
+            pieces.append(piece)
+            if on_text is not None and on_text(piece) is False:
+                break
         speed = memory.read_tokens / memory.read_seconds if memory.read_seconds else 0.0
         stats = Stats(
             tokens=num_tokens,
@@ -189,7 +202,7 @@ class EpisodicLM:
             answer_seconds=time.perf_counter() - begun,
             peak_rss_bytes=peak_rss_bytes(),
         )
-        return Answer(text.strip(), self.evidence(memory, trace, num_evidence), stats)
+        return Answer("".join(pieces).strip(), self.evidence(memory, trace, num_evidence), stats)
 
     def stream(
         self, memory: EpisodicMemory, question: str, *, sampling: Sampling | None = None

@@ -19,8 +19,8 @@ import torch
 from emllm.attention.geometry import ModelGeometry
 from emllm.errors import InputError, SourceError
 
-#: Bytes of text that one token stands for at least, on average, in any common language and tokenizer.
-LEAST_BYTES_PER_TOKEN = 3.0
+#: Bytes of text that a token stands for, about, in English and a common tokenizer.
+BYTES_PER_TOKEN = 4.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def check_fits(num_bytes: int, geometry: ModelGeometry, *, name: str) -> None:
     Raises:
         SourceError: naming the estimate and what is free.
     """
-    num_tokens = int(num_bytes / LEAST_BYTES_PER_TOKEN / 1.5)
+    num_tokens = int(num_bytes / BYTES_PER_TOKEN)
     needed = num_tokens * geometry.kv_bytes_per_token + 2 * num_bytes
     free = free_bytes(geometry)
     if needed > free:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emllm.recall.trace import RecallTrace
+from emllm.recall.trace import Habit, RecallTrace, standardised
 
 score_lists = st.lists(
     st.lists(st.floats(-5, 5, width=32), min_size=6, max_size=6), min_size=1, max_size=4
@@ -16,7 +16,7 @@ score_lists = st.lists(
 def traced(rows: list[np.ndarray]) -> RecallTrace:
     trace = RecallTrace()
     for layer_idx, scores in enumerate(rows):
-        trace.add(layer_idx, scores, [int(scores.argmax())])
+        trace.add(layer_idx, scores, list(range(6)))
     return trace
 
 
@@ -62,8 +62,46 @@ def test_events_that_come_later_are_counted_from_then_on():
     assert [event.event for event in trace.strongest(9)] == [3, 0]
 
 
+def test_an_event_that_no_layer_recalled_is_no_evidence():
+    trace = RecallTrace()
+    trace.add(0, np.array([9.0, 6.0, 0.0], dtype=np.float32), [1])
+    assert [event.event for event in trace.strongest(3)] == [1]
+
+
 def test_nothing_recalled_is_no_evidence():
     trace = RecallTrace()
     assert trace.strongest(3) == []
     trace.add(0, np.array([2.0, 2.0], dtype=np.float32), [0])
     assert trace.strongest(3) == []
+
+
+def test_an_event_that_every_moment_recalls_is_no_evidence_beside_one_that_stands_out_now():
+    habit = Habit()
+    for _ in range(4):
+        habit.add(np.array([9.0, 0.0, 0.1, 0.2], dtype=np.float32))
+    now = np.array([9.0, 0.0, 5.0, 0.2, 0.1], dtype=np.float32)
+    with_habit, without = RecallTrace(), RecallTrace()
+    with_habit.add(0, now, range(5), habit=habit)
+    without.add(0, now, range(5))
+    assert without.strongest(1)[0].event == 0
+    assert with_habit.strongest(1)[0].event == 2
+
+
+@given(score_lists)
+def test_a_habit_is_the_mean_standard_score_of_each_event_since_it_came(rows):
+    habit = Habit()
+    for num_events, scores in zip((2, 4, 6, 6), rows, strict=False):
+        habit.add(scores[:num_events])
+    used = [standardised(scores[:n]) for n, scores in zip((2, 4, 6, 6), rows, strict=False)]
+    for event in range(len(used[-1])):
+        known = [scores[event] for scores in used if event < len(scores)]
+        np.testing.assert_allclose(habit.mean(8)[event], np.mean(known), atol=1e-9)
+    assert (habit.mean(8)[len(used[-1]) :] == 0).all()
+
+
+def test_a_copied_habit_goes_on_apart():
+    habit = Habit()
+    habit.add(np.array([1.0, 0.0], dtype=np.float32))
+    twin = habit.copy()
+    habit.add(np.array([0.0, 1.0, 5.0], dtype=np.float32))
+    assert twin.mean(2).tolist() == [1.0, 0.0]

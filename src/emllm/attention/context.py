@@ -108,14 +108,20 @@ class LayerContext:
         """Put the gathered keys of the plan where they stand: near ones turned, far ones as they are."""
         layout = self.plan.layout
         target = self.buffers.keys[: layout.num_tokens]
-        target[: layout.num_far].copy_(raw[: layout.num_far])
+        if layout.num_far:
+            # Position 0 turns nothing, but YaRN and longrope scale every position.
+            far = turned_alike(raw[: layout.num_far].transpose(0, 1), 0, self._rotation, length=self._length)
+            target[: layout.num_far].copy_(far.transpose(0, 1))
         self._rotated(raw[layout.num_far :].transpose(0, 1), 0, out=target[layout.num_far :].transpose(0, 1))
 
     def _rotated(self, x: Tensor, position: int, out: Tensor | None = None) -> Tensor:
         """Tokens turned as at ``position, position + 1, ...``."""
-        return turned(
-            x, position, self._rotation, out=out, length=self.plan.layout.num_near + self.plan.first_chunk
-        )
+        return turned(x, position, self._rotation, out=out, length=self._length)
+
+    @property
+    def _length(self) -> int:
+        """Tokens for which the rotary table is taken."""
+        return self.plan.layout.num_near + self.plan.first_chunk
 
     def write(self, key: Float[Tensor, "K T D"], value: Float[Tensor, "K T E"]) -> None:
         """Put tokens behind the committed ones; writing the same again changes nothing."""
@@ -161,9 +167,7 @@ class LayerContext:
         return *merge(parts, sink_logits=sink_logits), near
 
     def _far_queries(self, query: Tensor) -> Tensor:
-        layout = self.plan.layout
-        length = layout.num_near + self.plan.first_chunk
-        return turned_alike(query, layout.far_distance, self._rotation, length=length)
+        return turned_alike(query, self.plan.layout.far_distance, self._rotation, length=self._length)
 
     def advance(self, num_tokens: int) -> None:
         """Count the tokens last written as part of the chunk."""

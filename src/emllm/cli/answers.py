@@ -1,53 +1,18 @@
-"""Answers as the terminal shows them: text as it comes, the events that carried it, what it cost.
+"""Answers as the terminal shows them: the events that carried it, what it cost.
 
 This module does not know how an answer is made.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from emllm.answers import Answer, Evidence, Stats, peak_rss_bytes
+from emllm.answers import Answer, Evidence, Stats
 from emllm.cli.terminal import columns, duration, one_line, remark, say
 
 if TYPE_CHECKING:
-    from emllm.generation import Sampling
     from emllm.lm import EpisodicLM
     from emllm.memory import EpisodicMemory
-
-
-def answer(
-    lm: EpisodicLM,
-    memory: EpisodicMemory,
-    question: str,
-    *,
-    sampling: Sampling,
-    num_evidence: int,
-    on_text: Callable[[str], bool],
-) -> Answer:
-    """As `EpisodicLM.answer`, told piece by piece to `on_text` until it answers False."""
-    num_tokens, num_events = memory.num_tokens, memory.num_events
-    begun = time.perf_counter()
-    trace = memory.trace_recall()
-    ids: list[int] = []
-    pieces: list[str] = []
-    for piece in lm._stream(memory, question, sampling, ids):
-        pieces.append(piece)
-        if not on_text(piece):
-            break
-    stats = Stats(
-        tokens=num_tokens,
-        events=num_events,
-        read_tokens=memory.read_tokens,
-        read_seconds=memory.read_seconds,
-        tokens_per_second=memory.read_tokens / memory.read_seconds if memory.read_seconds else 0.0,
-        answer_tokens=len(ids),
-        answer_seconds=time.perf_counter() - begun,
-        peak_rss_bytes=peak_rss_bytes(),
-    )
-    return Answer("".join(pieces).strip(), lm.evidence(memory, trace, num_evidence), stats)
 
 
 def show_evidence(lm: EpisodicLM, memory: EpisodicMemory, answered: Answer) -> None:

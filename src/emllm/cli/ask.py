@@ -95,19 +95,17 @@ def _answer(
     as_json: bool,
 ) -> Answer:
     """Ask on a fork, and print the answer with its evidence."""
-    from emllm.cli.answers import answer, show_evidence
+    from emllm.cli.answers import show_evidence
 
-    def show(piece: str) -> bool:
+    def show(piece: str) -> None:
         if not as_json:
             say(piece, end="")
-        return True
 
-    fork = memory.fork()
-    answered = answer(lm, fork, question, sampling=sampling, num_evidence=num_evidence, on_text=show)
+    answered = lm.ask(memory, question, sampling=sampling, num_evidence=num_evidence, on_text=show)
     if as_json:
         say_json(answered.to_json())
         return answered
     say("\n")
     if num_evidence:
-        show_evidence(lm, fork, answered)
+        show_evidence(lm, memory, answered)
     return answered

@@ -97,8 +97,6 @@ class Conversation:
                 self._answer(message)
 
     def _answer(self, message: str) -> None:
-        from emllm.cli.answers import answer
-
         with stopping() as is_stopped:
 
             def show(piece: str) -> bool:
@@ -106,8 +104,7 @@ class Conversation:
                     say(piece, end="")
                 return not is_stopped()
 
-            self.last = answer(
-                self.lm,
+            self.last = self.lm.answer(
                 self.memory,
                 message,
                 sampling=self.sampling,

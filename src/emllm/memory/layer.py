@@ -24,7 +24,7 @@ from emllm.recall.budget import select_events
 from emllm.recall.event_keys import WEIGHTS_NEEDED
 from emllm.recall.index import EventIndex
 from emllm.recall.scorers import SCORERS
-from emllm.recall.trace import RecallTrace
+from emllm.recall.trace import Habit, RecallTrace
 from emllm.recall.weights import attention_mass, mean_logit
 from emllm.store.log import Log
 
@@ -131,6 +131,7 @@ class MemoryLayer:
         self.index = EventIndex()
         self.staged: Staged | None = None
         self.trace: RecallTrace | None = None
+        self._habit = Habit()
         self._context: LayerContext | None = None
         self._plan: ContextPlan | None = None
         self._spare: ContextBuffers | None = None
@@ -281,7 +282,9 @@ class MemoryLayer:
         self._queue = staged.queue
         self._queries = staged.queries
         if staged.trace is not None and self.trace is not None:
-            self.trace.add(self.layer_idx, *staged.trace)
+            self.trace.add(self.layer_idx, *staged.trace, habit=self._habit)
+        elif staged.trace is not None:
+            self._habit.add(staged.trace[0])
         if staged.query_sums is not None:
             self._weights = _joined(self._weights, staged.query_sums)
         if staged.mass is not None:
@@ -314,6 +317,7 @@ class MemoryLayer:
         """The same layer for a fork; it shares the index and rebuilds the context when it needs it."""
         child = MemoryLayer(self.layer_idx, self.geometry, self.config, events)
         child.index = self.index.fork()
+        child._habit = self._habit.copy()
         child._plan = self._plan
         child._queue = list(self._queue)
         child._queries = list(self._queries)
