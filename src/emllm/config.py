@@ -125,7 +125,7 @@ class MemoryConfig:
     recall_every_tokens: int = 16
     scorer: str = "votes"
     event_key: str = "spread"
-    representatives: int = 2
+    representatives: int = 4
     positions: str = "ordered"
 
     def __post_init__(self) -> None:

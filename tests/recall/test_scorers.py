@@ -14,6 +14,7 @@ from torch import Tensor
 from emllm.config import SCORERS as SCORER_NAMES
 from emllm.recall.scorers import (
     ASKING_VOTES,
+    READING_KEYS,
     READING_VOTES,
     SCORERS,
     dot,
@@ -136,3 +137,10 @@ def test_half_precision_ranks_like_float(name):
 
 def test_every_scorer_of_the_settings_exists():
     assert set(SCORER_NAMES) == set(SCORERS)
+
+
+def test_a_question_is_compared_with_all_keys_and_a_long_chunk_with_the_first_ones():
+    keys = torch.arange(24.0).view(1, 2, 4, 3)
+    (asking,), (reading,) = (SCORERS["votes"].parts([keys], num) for num in (ASKING_VOTES, ASKING_VOTES + 1))
+    assert torch.equal(asking, keys) and torch.equal(reading, keys[:, :, :READING_KEYS])
+    assert torch.equal(SCORERS["dot"].parts([keys], 512)[0], keys)

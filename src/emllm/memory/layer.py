@@ -199,7 +199,8 @@ class MemoryLayer:
         distance = self.config.local_tokens
         length = view.sinks_stop + view.num_tokens - view.local_start + query.shape[1]
         asking = turned_alike(ranking.sample(pending), distance, self.geometry.rotation, length=length)
-        scores = ranking.score(asking, self.index.parts(), options.scaling).float().cpu().numpy()
+        parts = ranking.parts(self.index.parts(), pending.shape[1])
+        scores = ranking.score(asking, parts, options.scaling).float().cpu().numpy()
         recalled, staged.queue = select_events(
             scores,
             view.sizes,

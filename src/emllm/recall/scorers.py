@@ -47,13 +47,13 @@ def votes(query: Float[Tensor, "H T D"], parts: Sequence[Part], scaling: float) 
     **Deviation** from the paper, which compares one mean query: the mean loses what single queries look
     for (docs/lab-notes.md).
     """
-    num_kv_heads, _, num_representatives, head_dim = parts[0].shape
+    num_kv_heads, _, _, head_dim = parts[0].shape
     queries = (query * scaling).to(parts[0].dtype).reshape(num_kv_heads, -1, head_dim).transpose(1, 2)
     best = []
     for keys in parts:
         # Keys first: with the queries first the product copies every key, five times the cost.
-        logits = torch.bmm(keys.flatten(1, 2), queries).float().unflatten(1, (-1, num_representatives))
-        best.append(functools.reduce(torch.maximum, logits.unbind(dim=2)))
+        logits = [torch.bmm(representative, queries).float() for representative in keys.unbind(dim=2)]
+        best.append(functools.reduce(torch.maximum, logits))
     joined = best[0] if len(best) == 1 else torch.cat(best, dim=1)
     shares = torch.softmax(joined.transpose(1, 2).contiguous(), dim=-1)
     return shares.amax(dim=1).sum(dim=0)
@@ -67,6 +67,8 @@ def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:
 #: Up to this many queries (a question, say) all vote; of a longer chunk only `READING_VOTES` do.
 ASKING_VOTES = 64
 READING_VOTES = 4
+#: Keys of an event that those few are compared with: ranking is bound by how much of the index is read.
+READING_KEYS = 2
 
 
 def spread_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
@@ -81,13 +83,25 @@ def spread_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
 
 @dataclass(frozen=True)
 class Ranking:
-    """A way to rank events: which queries of a chunk take part, and how they score events."""
+    """A way to rank events: which queries of a chunk take part, and how they score events.
+
+    Attributes:
+        reading_keys: while a long chunk is read, events are ranked by that many of their keys, the first;
+            None is all of them. A question is always compared with all.
+    """
 
     sample: Callable[[Tensor], Tensor]
     score: Scorer
+    reading_keys: int | None = None
+
+    def parts(self, parts: Sequence[Part], num_queries: int) -> Sequence[Part]:
+        """The event keys to compare with, for a chunk of so many queries."""
+        if self.reading_keys is None or num_queries <= ASKING_VOTES:
+            return parts
+        return [keys[:, :, : self.reading_keys] for keys in parts]
 
 
 SCORERS: Mapping[str, Ranking] = {
     "dot": Ranking(sample=mean_query, score=dot),
-    "votes": Ranking(sample=spread_queries, score=votes),
+    "votes": Ranking(sample=spread_queries, score=votes, reading_keys=READING_KEYS),
 }

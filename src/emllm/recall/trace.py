@@ -22,8 +22,8 @@ class RecalledEvent:
 
     Attributes:
         event: index of the event in time order.
-        score: standard deviations above the mean event, less those that are habit, averaged over the
-            layers' recalls.
+        score: standard deviations above the mean event, those beyond its habit in relation to its habit,
+            averaged over the layers' recalls.
         layers: in how many layers the event was recalled.
     """
 
@@ -87,7 +87,8 @@ class RecallTrace:
             self._total = np.pad(self._total, (0, len(scores) - len(self._total)))
         standing = standardised(scores)
         if habit is not None:
-            standing = np.maximum(standing - habit.mean(len(scores)), 0.0)
+            usual = habit.mean(len(scores))
+            standing = np.maximum(standing - usual, 0.0) / (1.0 + usual)
         self._total[: len(scores)] += standing
         self._num_added += 1
         for event in recalled:
