@@ -94,7 +94,7 @@ class Ranking:
     score: Scorer
     reading_keys: int | None = None
 
-    def parts(self, parts: Sequence[Part], num_queries: int) -> Sequence[Part]:
+    def parts(self, parts: Sequence[Part], num_queries: int) -> Sequence[Float[Tensor, "K _ reading D"]]:
         """The event keys to compare with, for a chunk of so many queries."""
         if self.reading_keys is None or num_queries <= ASKING_VOTES:
             return parts
