@@ -7,17 +7,16 @@ how a memory works.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from emllm.attention.geometry import ModelGeometry
 from emllm.errors import InputError, SourceError
+from emllm.machine import free_ram_bytes
 
 #: Bytes of text that a token stands for, about, in English and a common tokenizer.
 BYTES_PER_TOKEN = 4.0
@@ -104,9 +103,4 @@ def free_bytes(geometry: ModelGeometry) -> int:
     device = geometry.layers[0].device
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return free_ram_bytes()

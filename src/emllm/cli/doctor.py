@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from emllm.cli import options
-from emllm.cli.sources import free_ram_bytes, opened_lm
+from emllm.cli.sources import opened_lm
 from emllm.cli.terminal import say, say_json, working
 from emllm.errors import EmllmError
+from emllm.machine import free_ram_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emllm.cli.terminal import reading, remark, working
 from emllm.errors import InputError, SourceError
+from emllm.machine import free_ram_bytes
 
 if TYPE_CHECKING:
     from emllm.documents.document import Document
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
 
 #: Bytes of RAM that a byte of a source may take while it becomes text.
 RAM_PER_BYTE = 6
-
-
-def free_ram_bytes() -> int:
-    """Bytes of RAM that could be had now; without ``/proc`` all that the machine has."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def load_documents(sources: Sequence[str]) -> list[Document]:

@@ -118,7 +118,7 @@ class WindowLayer:
 class MemoryLayer:
     """A full-attention layer: sinks, recalled episodes, local context, chunk.
 
-    Only `commit`, `add_events` and `drop_weights` change what later chunks see.
+    Only `commit` and `add_events` change what later chunks see.
     """
 
     def __init__(
@@ -307,10 +307,6 @@ class MemoryLayer:
     def add_events(self, event_keys: Tensor, num_tokens: int) -> None:
         """Index events that have left the window, and drop the weights of their tokens."""
         self.index.append(event_keys)
-        self.drop_weights(num_tokens)
-
-    def drop_weights(self, num_tokens: int) -> None:
-        """Forget the weights of the oldest tokens."""
         if self._weights is not None:
             self._weights = self._weights[:, num_tokens:]
 
