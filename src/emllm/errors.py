@@ -31,3 +31,7 @@ class InputError(EmllmError, ValueError):
 
 class MissingExtraError(EmllmError, ImportError):
     """An optional dependency is needed; the message names the extra that installs it."""
+
+
+class StoreError(EmllmError, RuntimeError):
+    """A stored memory cannot be opened, read or written: locked, damaged, of another model or format."""
