@@ -1,41 +1,122 @@
-"""How tokens are laid out in pages and segments: the sizes that the store, the pools and plans share.
+"""Where each tensor lies in a safetensors file, read from its header without trusting it.
 
-A page is consecutive tokens of one layer, a segment consecutive tokens of all layers. This module does not
-know what a page is encoded with, nor where it lies.
+A header may come from anybody: sizes, offsets and types are checked against each other and against the
+size of the file before a byte of it is used. This module does not know where the bytes come from, nor
+what the tensors mean, but for the rule that tensors named ``pages.*`` are tables of rows.
 """
 
 from __future__ import annotations
 
-#: Tokens of a page, the unit that is fetched, decoded and kept in a tier.
-PAGE_TOKENS = 64
+import json
+import math
+from dataclasses import dataclass
 
-#: A segment has at least so many pages and at most so many tokens, and is about this large before encoding.
-LEAST_SEGMENT_PAGES = 4
-MOST_SEGMENT_TOKENS = 16_384
-SEGMENT_BYTES = 64 << 20
+import torch
+
+#: The length of the header, before it.
+LENGTH_BYTES = 8
+#: The format's own limit.
+MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMS = 8
+_MAX_ELEMENTS = 1 << 48
+
+PAGES = "pages."
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 
 
-def segment_tokens(kv_bytes_per_token: int, *, page_tokens: int = PAGE_TOKENS) -> int:
-    """Tokens of a segment: as many as fit in 64 MiB, a power of two of pages, within the limits.
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its bytes are ``[offset, offset + num_bytes)`` of the file.
 
-    Large enough that a memory of millions of tokens has few files, small enough that sealing one, and
-    losing the unsealed tokens' pages to a crash, costs little.
+    ``first_checksum`` and ``num_checksums`` say which of the file's checksums are its own.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+    first_checksum: int
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it is a table of pages, each row with its own checksum."""
+        return self.name.startswith(PAGES)
+
+    @property
+    def num_checksums(self) -> int:
+        """One, or one per page."""
+        return self.shape[0] if self.has_rows else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one page; the whole of anything else."""
+        return self.shape[1] if self.has_rows else self.num_bytes
+
+
+def parse_header(header: bytes, *, num_bytes: int) -> list[StoredTensor]:
+    """The tensors of a file in the order of their offsets.
 
     Args:
-        kv_bytes_per_token: keys and values of one token in the model's dtype, over all layers.
-        page_tokens: the result is a multiple of it.
+        header: the first bytes of the file, those of the length included.
+        num_bytes: size of the file.
+
+    Raises:
+        ValueError: the header is not one, or does not fit the file; says how.
     """
-    least = LEAST_SEGMENT_PAGES * page_tokens
-    tokens = least
-    while 2 * tokens <= MOST_SEGMENT_TOKENS and 2 * tokens * kv_bytes_per_token <= SEGMENT_BYTES:
-        tokens *= 2
-    return tokens
+    try:
+        described = json.loads(header[LENGTH_BYTES:])
+    except (ValueError, RecursionError):
+        raise ValueError("the header is not JSON") from None
+    if not isinstance(described, dict):
+        raise ValueError("the header is not a table of tensors")
+    described.pop("__metadata__", None)
+    found = sorted((_parse_tensor(name, entry) for name, entry in described.items()), key=lambda one: one[:3])
+    tensors = []
+    end, first_checksum = 0, 1
+    for start, stop, name, dtype, shape in found:
+        if start != end:
+            raise ValueError(f"{name} begins at byte {start} of the data, expected {end}")
+        end = stop
+        tensor = StoredTensor(name, dtype, shape, len(header) + start, stop - start, first_checksum)
+        first_checksum += tensor.num_checksums
+        tensors.append(tensor)
+    if len(header) + end != num_bytes:
+        raise ValueError(f"the tensors end at byte {len(header) + end}, the file at {num_bytes}")
+    return tensors
 
 
-def most_raw_tokens(*, segment_tokens: int, local_tokens: int, recall_tokens: int, chunk_tokens: int) -> int:
-    """Most tokens that are not sealed at any time, kept raw.
+def _parse_tensor(name: str, entry: object) -> tuple[int, int, str, torch.dtype, tuple[int, ...]]:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!r} is not described as a tensor")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise ValueError(f"{name!r} has the unknown dtype {entry['dtype']!r}")
+    if not _are_counts(shape) or len(shape) > _MAX_DIMS or math.prod(n or 1 for n in shape) > _MAX_ELEMENTS:
+        raise ValueError(f"{name!r} has an impossible shape")
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name!r} has impossible offsets")
+    if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name!r} has {offsets[1] - offsets[0]} bytes, which is not its shape")
+    if name.startswith(PAGES) and (dtype != torch.uint8 or len(shape) != 2):
+        raise ValueError(f"{name!r} is not a table of bytes")
+    return offsets[0], offsets[1], name, dtype, tuple(shape)
 
-    A segment is sealed when all of it has left the local view, which reaches back to the last recallable
-    event, by as much as the recall budget; then comes the chunk that is being read.
-    """
-    return segment_tokens + local_tokens + recall_tokens + chunk_tokens
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)

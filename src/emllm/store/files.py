@@ -1,0 +1,313 @@
+"""Files of tensors: written once, checked whenever they are read.
+
+A file is a safetensors file that anybody can open; its checksums are not in it but in its `FileRecord`,
+which the catalogue keeps, so that a file in the place of another is noticed too. Everything read is
+compared with its checksum before it is handed on. Reading is safe from several threads.
+
+This module does not know what a memory is, nor which tensors a file should hold.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from emllm.errors import StoreError
+from emllm.store import disk
+from emllm.store.layout import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
+from emllm.store.record import FileRecord
+
+__all__ = ["FileRecord", "TensorFile", "write_tensors"]
+
+_CHECKSUM = np.dtype("<u4")
+#: Bytes that `TensorFile.verify` reads at once.
+_VERIFY_BYTES = 16 << 20
+
+
+def write_tensors(
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    start: int,
+    stop: int,
+    num_events: int = 0,
+) -> FileRecord:
+    """Writes a file that is durable when this returns.
+
+    Args:
+        folder: the memory's folder.
+        name: path in it, of a file that does not exist.
+        tensors: on the CPU; those named ``pages.*`` are ``[rows, bytes]`` uint8.
+        kind: see `FileRecord`, as the rest.
+        start: first token.
+        stop: one past the last.
+        num_events: rows of event keys.
+
+    Raises:
+        StoreError: it exists, or the disk is full or fails; nothing of it remains then.
+    """
+    FileRecord(name, kind, start, stop, 0, num_events, b"\0\0\0\0")  # refuses an ill name before writing
+    path = folder / name
+    if path.parent.is_symlink() or os.path.lexists(path):
+        raise StoreError(f"{path}: exists already, or its folder is a symbolic link")
+    separate = _separate(tensors)
+    with disk.translated("write", path):
+        disk.publish(path, lambda temporary: save_file(separate, temporary))
+        num_bytes = path.stat().st_size
+        with open(path, "rb") as file:
+            length = file.read(LENGTH_BYTES)
+            header = length + file.read(int.from_bytes(length, "little"))
+    sums = [zlib.crc32(header)]
+    for stored in parse_header(header, num_bytes=num_bytes):
+        data = _bytes_of(separate[stored.name]).reshape(stored.num_checksums, stored.row_bytes)
+        sums.extend(zlib.crc32(row.data) for row in data)
+    checksums = np.array(sums, dtype=_CHECKSUM).tobytes()
+    return FileRecord(name, kind, start, stop, num_bytes, num_events, checksums)
+
+
+class TensorFile:
+    """A file that was written by `write_tensors`, open for reading.
+
+    The header is read and checked at first use. `close` gives back the file descriptor; a later use
+    opens the file again.
+    """
+
+    def __init__(
+        self, folder: Path, record: FileRecord, *, on_open: Callable[[TensorFile], None] | None = None
+    ) -> None:
+        """Opens nothing yet; ``on_open`` is called with this file whenever it took a descriptor."""
+        self.record = record
+        self._folder = folder
+        self._path = folder / record.name
+        self._sums = np.frombuffer(record.checksums, dtype=_CHECKSUM)
+        self._on_open = on_open
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._num_users = 0
+        self._is_closing = False
+        self._tensors: dict[str, StoredTensor] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors, in the order of their offsets."""
+        with self._opened():
+            return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._stored(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor's elements."""
+        return self._stored(name).dtype
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, whole and checked."""
+        stored = self._stored(name)
+        with torch.inference_mode(False):  # what is born inside it could not be written outside
+            tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        data = _bytes_of(tensor)
+        with self._opened() as descriptor:
+            self._read_bytes(descriptor, data, stored.offset)
+        rows = np.arange(stored.num_checksums)
+        self._check(stored, rows, data.reshape(len(rows), stored.row_bytes))
+        if stored.dtype == torch.bool and len(data) and data.max() > 1:
+            raise StoreError(f"{self._path}: {name}: a boolean is neither 0 nor 1")
+        return tensor
+
+    def read_rows(self, name: str, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Reads pages, each one checked; pages that follow one another in one go.
+
+        Args:
+            name: a tensor named ``pages.*``.
+            rows: which, in any order.
+            out: ``[len(rows), row_bytes]``, contiguous; undefined where this raises.
+        """
+        stored = self._table(name)
+        if out.shape != (len(rows), stored.row_bytes) or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out must be contiguous bytes [{len(rows)}, {stored.row_bytes}], got {out.shape}"
+            )
+        if len(rows) == 0:
+            return
+        self._check_range(stored, rows)
+        with self._opened() as descriptor:
+            for low, high in _runs(rows):
+                offset = stored.offset + int(rows[low]) * stored.row_bytes
+                self._read_bytes(descriptor, out[low:high].reshape(-1), offset)
+        self._check(stored, rows, out)
+
+    def will_need(self, name: str, rows: NDArray[np.int64]) -> None:
+        """Tells the system that these pages are read soon; does nothing where it cannot be told."""
+        stored = self._table(name)
+        if not hasattr(os, "posix_fadvise") or len(rows) == 0:
+            return
+        self._check_range(stored, rows)
+        with self._opened() as descriptor:
+            for low, high in _runs(rows):
+                offset = stored.offset + int(rows[low]) * stored.row_bytes
+                length = (high - low) * stored.row_bytes
+                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def verify(self) -> list[str]:
+        """Everything that is wrong with the file, one line each; empty when it is as it was written."""
+        problems: list[str] = []
+        try:
+            with self._opened() as descriptor:
+                for stored in self._tensors.values():
+                    problems += self._verify_tensor(descriptor, stored)
+        except StoreError as error:
+            problems.append(str(error))
+        return problems
+
+    def close(self) -> None:
+        """Gives back the file descriptor, as soon as nobody reads through it."""
+        with self._lock:
+            self._is_closing = True
+            self._close_if_idle()
+
+    def _verify_tensor(self, descriptor: int, stored: StoredTensor) -> list[str]:
+        problems = []
+        at_once = max(1, _VERIFY_BYTES // max(1, stored.row_bytes))
+        for first in range(0, stored.num_checksums, at_once):
+            rows = np.arange(first, min(first + at_once, stored.num_checksums))
+            data = np.empty((len(rows), stored.row_bytes), dtype=np.uint8)
+            self._read_bytes(descriptor, data.reshape(-1), stored.offset + first * stored.row_bytes)
+            problems += [self._complaint(stored, row) for row in self._wrong_rows(stored, rows, data)]
+        return problems
+
+    def _stored(self, name: str) -> StoredTensor:
+        with self._opened():
+            if name not in self._tensors:
+                raise StoreError(f"{self._path}: holds no tensor {name!r}")
+            return self._tensors[name]
+
+    def _table(self, name: str) -> StoredTensor:
+        stored = self._stored(name)
+        if not stored.has_rows:
+            raise ValueError(f"{name} is not a table of pages")
+        return stored
+
+    @staticmethod
+    def _check_range(stored: StoredTensor, rows: NDArray[np.int64]) -> None:
+        if rows.min() < 0 or rows.max() >= stored.shape[0]:
+            raise IndexError(
+                f"rows of {stored.name} are [0, {stored.shape[0]}), got {rows.min()}..{rows.max()}"
+            )
+
+    def _wrong_rows(
+        self, stored: StoredTensor, rows: NDArray[np.int64], data: NDArray[np.uint8]
+    ) -> list[int]:
+        expected = self._sums[stored.first_checksum + rows].tolist()
+        return [int(rows[i]) for i, crc in enumerate(expected) if zlib.crc32(data[i].data) != crc]
+
+    def _check(self, stored: StoredTensor, rows: NDArray[np.int64], data: NDArray[np.uint8]) -> None:
+        wrong = self._wrong_rows(stored, rows, data)
+        if wrong:
+            raise StoreError(self._complaint(stored, wrong[0]))
+
+    def _complaint(self, stored: StoredTensor, row: int) -> str:
+        start = stored.offset + row * stored.row_bytes
+        what = f"{stored.name} page {row}" if stored.has_rows else stored.name
+        return f"{self._path}: {what} (bytes {start} to {start + stored.row_bytes}): the checksum differs"
+
+    def _read_bytes(self, descriptor: int, out: NDArray[np.uint8], offset: int) -> None:
+        done = 0
+        with disk.translated("read", self._path):
+            while done < len(out):
+                count = os.preadv(descriptor, [out[done:].data], offset + done)
+                if count == 0:
+                    raise StoreError(f"{self._path}: ends at byte {offset + done}")
+                done += count
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The file descriptor, which stays open until the caller is done with it."""
+        with self._lock:
+            is_new = self._descriptor is None
+            descriptor = self._open() if self._descriptor is None else self._descriptor
+            self._num_users += 1
+        try:
+            if is_new and self._on_open is not None:
+                self._on_open(self)
+            yield descriptor
+        finally:
+            with self._lock:
+                self._num_users -= 1
+                self._close_if_idle()
+
+    def _open(self) -> int:
+        descriptor = disk.open_inside(self._folder, self.record.name)
+        try:
+            num_bytes = os.fstat(descriptor).st_size
+            if num_bytes != self.record.num_bytes:
+                raise StoreError(f"{self._path}: has {num_bytes} bytes, expected {self.record.num_bytes}")
+            if not self._tensors:
+                self._tensors = {stored.name: stored for stored in self._read_header(descriptor)}
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor, self._is_closing = descriptor, False
+        return descriptor
+
+    def _read_header(self, descriptor: int) -> list[StoredTensor]:
+        length = np.zeros(LENGTH_BYTES, dtype=np.uint8)
+        self._read_bytes(descriptor, length, 0)
+        num_bytes = LENGTH_BYTES + int.from_bytes(length.tobytes(), "little")
+        if num_bytes > min(MAX_HEADER_BYTES, self.record.num_bytes):
+            raise StoreError(f"{self._path}: header (bytes 0 to {LENGTH_BYTES}): its length is wrong")
+        header = np.empty(num_bytes, dtype=np.uint8)
+        self._read_bytes(descriptor, header, 0)
+        if zlib.crc32(header.data) != self._sums[0]:
+            raise StoreError(f"{self._path}: header (bytes 0 to {num_bytes}): the checksum differs")
+        try:
+            tensors = parse_header(header.tobytes(), num_bytes=self.record.num_bytes)
+        except ValueError as error:
+            raise StoreError(f"{self._path}: {error}") from None
+        expected = 1 + sum(stored.num_checksums for stored in tensors)
+        if expected != len(self._sums):
+            raise StoreError(f"{self._path}: {len(self._sums)} checksums are recorded, it needs {expected}")
+        return tensors
+
+    def _close_if_idle(self) -> None:
+        if self._is_closing and self._num_users == 0 and self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, contiguous; copies of those that share memory, which safetensors refuses."""
+    separate: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        one = tensor.detach().contiguous()
+        address = one.untyped_storage().data_ptr()
+        separate[name] = (
+            one.clone() if address in seen or one.untyped_storage().nbytes() > one.nbytes else one
+        )
+        seen.add(address)
+    return separate
+
+
+def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Where rows follow one another: `[low, high)` in ``rows``."""
+    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+    return pairwise([0, *cuts.tolist(), len(rows)])
+
+
+def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
+    """The bytes of a contiguous tensor; the same memory."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
