@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emllm.store.layout import (
+from emllm.store.sizes import (
     LEAST_SEGMENT_PAGES,
     MOST_SEGMENT_TOKENS,
     PAGE_TOKENS,
