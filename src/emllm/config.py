@@ -20,6 +20,7 @@ OBJECTIVES = ("none", "modularity", "conductance", "intra_inter")
 REFINE_HEADS = ("all", "each")
 SCORERS = ("dot", "votes")
 EVENT_KEYS = ("mass", "logit", "mean", "spread")
+INDEX_PRECISIONS = ("int8", "exact")
 POSITIONS = ("ordered", "paper")
 
 #: What each of the paper's variant names sets (EM-LLM, section 4).
@@ -41,6 +42,7 @@ _PAPER: Mapping[str, Any] = {
     "scorer": "dot",
     "event_key": "mass",
     "representatives": 4,
+    "index_precision": "exact",
     "positions": "paper",
     "min_event_tokens": 8,
     "sink_tokens": 128,
@@ -106,6 +108,7 @@ class MemoryConfig:
         scorer: how events are ranked against the present queries.
         event_key: how an event is represented: which of its keys stand for it.
         representatives: number of tokens that stand for an event.
+        index_precision: of the event keys that are ranked: `int8`, or `exact` as the model computed them.
         positions: where recalled tokens stand: `ordered` or `paper`.
     """
 
@@ -126,6 +129,7 @@ class MemoryConfig:
     scorer: str = "votes"
     event_key: str = "spread"
     representatives: int = 4
+    index_precision: str = "int8"
     positions: str = "ordered"
 
     def __post_init__(self) -> None:
@@ -135,6 +139,7 @@ class MemoryConfig:
             ("refine_heads", REFINE_HEADS),
             ("scorer", SCORERS),
             ("event_key", EVENT_KEYS),
+            ("index_precision", INDEX_PRECISIONS),
             ("positions", POSITIONS),
         ):
             value = getattr(self, name)

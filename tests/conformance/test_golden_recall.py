@@ -14,6 +14,7 @@ from tests.conformance.replay import GROUP, HEAD_DIM, LAYERS, turn
 
 from emllm.recall.budget import rank_events
 from emllm.recall.event_keys import make_weighted, top_tokens
+from emllm.recall.index import IndexPart
 from emllm.recall.scorers import dot, mean_query
 
 
@@ -69,7 +70,7 @@ def test_dot_of_the_recorded_query_and_event_keys_is_the_recorded_similarity(rep
                 continue
             query = turn(again.queries[idx][:, start:stop], run.config.n_local - 1, alike=True)
             key = run["repr_key"][row][: len(recorded)].transpose(0, 1)[:, :, None]
-            ours = dot(mean_query(query), [key], HEAD_DIM**-0.5)
+            ours = dot(mean_query(query), [IndexPart(key.transpose(1, 2))], HEAD_DIM**-0.5)
             torch.testing.assert_close(ours, recorded, atol=1e-3, rtol=1e-4)
             compared += len(recorded)
     assert compared == len(run["sim_values"]) > 0

@@ -33,6 +33,7 @@ from emllm.config import MemoryConfig
 from emllm.memory import EpisodicMemory
 from emllm.recall.budget import fill, rank_events, select_events
 from emllm.recall.event_keys import make_weighted
+from emllm.recall.index import IndexPart
 from emllm.recall.scorers import dot, mean_query
 from emllm.segmentation.threshold import boundary_flags
 
@@ -296,7 +297,7 @@ def test_a_kv_head_has_one_set_of_representatives_not_one_per_query_head(replaye
     read_as_recorded(run, memory, tape_of(run, again), stop=512)
     for layer in memory_layers(memory):
         (part,) = layer.index.parts()
-        assert part.shape == (KV_HEADS, len(layer.index), 1, HEAD_DIM)
+        assert part.keys.shape == (KV_HEADS, 1, len(layer.index), HEAD_DIM)
     assert run["repr_key"].shape[2] == GROUP * KV_HEADS
 
 
@@ -310,7 +311,7 @@ def test_one_choice_per_kv_head_ranks_nearly_as_one_per_query_head(replayed, mas
         start, stop = run.span(step)
         query = mean_query(turn(again.queries[0][:, start:stop], run.config.n_local - 1, alike=True))
         theirs = torch.tensor(run.row("sim", step, 0))
-        scores = dot(query, [ours[:, : len(theirs)]], 1.0)
+        scores = dot(query, [IndexPart(ours[:, : len(theirs)].transpose(1, 2))], 1.0)
         ranks = torch.stack([x.argsort().argsort().float() for x in (scores, theirs)])
         correlations.append(float(torch.corrcoef(ranks)[0, 1]))
     assert min(correlations) > 0.8, correlations

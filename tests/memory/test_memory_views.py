@@ -66,7 +66,7 @@ def test_a_finite_budget_as_long_as_the_text_gives_full_attention(config, chunks
 def test_any_chunking_gives_the_same_events_event_keys_and_log(config, chunks, others):
     shape = geometry(HYBRID)
     tape = random_tape(shape, NUM_TOKENS)
-    config = dataclasses.replace(config, positions="ordered")
+    config = dataclasses.replace(config, positions="ordered", index_precision="exact")
     one, other = EpisodicMemory(shape, config), EpisodicMemory(shape, config)
     read(one, tape, chunks)
     read(other, tape, others)
@@ -108,7 +108,9 @@ def test_event_keys_are_made_of_their_own_tokens_and_of_the_queries_that_saw_the
     """Against the makers and weights on the whole text: no chunk, sink or window is off by one."""
     shape = geometry(("full",))
     tape = random_tape(shape, NUM_TOKENS)
-    config = MemoryConfig(**SMALL | {"recall_tokens": NUM_TOKENS}, event_key=event_key)
+    config = MemoryConfig(
+        **SMALL | {"recall_tokens": NUM_TOKENS}, event_key=event_key, index_precision="exact"
+    )
     memory = EpisodicMemory(shape, config)
     read(memory, tape, chunks)
     (made,) = index_of(memory)

@@ -45,17 +45,21 @@ class IndexMachine(RuleBasedStateMachine):
     def each_holds_what_it_was_given(self):
         for index, given in self.pairs:
             assert len(index) == sum(part.shape[1] for part in given)
-            parts = index.parts()
+            assert sum(part.num_events for part in index.parts()) == len(index)
+            everything = index.since(0)
             if given:
-                assert torch.equal(torch.cat(parts, 1), torch.cat(given, 1))
+                assert torch.equal(everything.floats(), torch.cat(given, 1))
+                tail = index.since(len(index) - 1)
+                assert torch.equal(tail.floats(), given[-1][:, -1:])
             else:
-                assert sum(part.shape[1] for part in parts) == 0
+                assert everything is None
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_index(monkeypatch):
     """Room for 4 events at first, so that the index grows."""
     monkeypatch.setattr(index_module, "FIRST_EVENTS", 4)
+    monkeypatch.setattr(index_module, "LARGEST_COPIED", 16)
 
 
 @pytest.mark.usefixtures("small_index")
@@ -63,10 +67,42 @@ class TestIndex(IndexMachine.TestCase):
     settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
-def test_an_index_grows_by_half_so_appending_costs_amortised_constant_time():
+def test_an_index_grows_geometrically_and_past_a_size_copies_nothing():
     index = EventIndex()
-    places = set()
-    for seed in range(200):
-        index.append(event_keys(1, seed))
-        places.add(index.parts()[-1].data_ptr())
-    assert len(places) <= 14
+    places: list[int] = []
+    for seed in range(40):
+        index.append(event_keys(300, seed))
+        place = index.parts()[-1].keys.data_ptr()
+        if place not in places:
+            places.append(place)
+    assert len(index) == 12_000
+    assert len(places) <= 7  # 300 to 4,096 by copies, then slabs of 4,096, 8,192
+    assert [part.num_events for part in index.parts()] == [4096, 4096, 3808]
+
+
+def test_an_index_of_bytes_is_within_half_a_step_of_the_keys_less_what_they_share():
+    keys = event_keys(50, 1).float() + 20
+    index = EventIndex("int8")
+    index.append(keys[:, :7])
+    index.append(keys[:, 7:])
+    (part,) = index.parts()
+    assert part.keys.dtype == torch.int8
+    error = (part.floats() + index.centre[:, None] - keys).abs().amax(dim=(2, 3))
+    assert (error <= part.scales * 0.501).all()
+
+
+def test_encoded_events_taken_out_and_put_in_again_are_the_same_bits():
+    index = EventIndex("int8")
+    index.append(event_keys(30, 1))
+    again = EventIndex("int8")
+    again.append_encoded(index.since(0), index.centre)
+    index.append(event_keys(5, 2))
+    again.append(event_keys(5, 2))
+    for ours, theirs in zip(again.parts(), index.parts(), strict=True):
+        assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.scales, theirs.scales)
+
+
+def test_equal_keys_are_exact_in_bytes():
+    index = EventIndex("int8")
+    index.append(event_keys(1, 3)[:, :, :1].expand(-1, 4, 3, -1))
+    assert (index.parts()[0].floats() == 0).all()

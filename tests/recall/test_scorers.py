@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from emllm.config import SCORERS as SCORER_NAMES
+from emllm.recall.index import EventIndex, IndexPart
 from emllm.recall.scorers import (
     ASKING_VOTES,
     READING_KEYS,
@@ -22,6 +23,19 @@ from emllm.recall.scorers import (
     spread_queries,
     votes,
 )
+
+
+def part(keys: Tensor) -> IndexPart:
+    """Event keys ``[K, N, R, D]`` as an index holds them."""
+    return IndexPart(keys.transpose(1, 2))
+
+
+def in_bytes(keys: Tensor) -> IndexPart:
+    index = EventIndex("int8")
+    index.append(keys)
+    (only,) = index.parts()
+    return only
+
 
 heads = st.sampled_from([(1, 1), (4, 2), (6, 1), (3, 3)])
 counts = st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(1, 4))
@@ -39,7 +53,7 @@ def draw(seed: int, heads_: tuple[int, int], counts_: tuple[int, int, int]) -> t
 def test_dot_is_the_sum_over_heads_of_mean_query_times_mean_key(seed, heads_, counts_):
     query, keys = draw(seed, heads_, counts_)
     groups = heads_[0] // heads_[1]
-    ours = dot(query, [keys], 0.3)
+    ours = dot(query, [part(keys)], 0.3)
     for event in range(counts_[1]):
         expected = 0.0
         for head in range(heads_[0]):
@@ -60,16 +74,18 @@ def test_votes_are_literal_softmaxes_over_events_by_their_best_key(seed, heads_,
             logits = flat @ query[head, token].double() * scaling
             of_event = logits.view(num_events, representatives).amax(1).softmax(0)
             best[head // groups] = torch.maximum(best[head // groups], of_event)
-    torch.testing.assert_close(votes(query, [keys], scaling).double(), best.sum(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(votes(query, [part(keys)], scaling).double(), best.sum(0), atol=1e-5, rtol=0)
 
 
 @given(st.integers(0, 999), heads, counts, st.sampled_from(list(SCORERS)), st.lists(st.integers(0, 12)))
 def test_splitting_the_index_in_parts_changes_nothing(seed, heads_, counts_, name, cuts):
     query, keys = draw(seed, heads_, counts_)
     edges = sorted({0, counts_[1], *(cut for cut in cuts if cut < counts_[1])})
-    parts = [keys[:, start:stop] for start, stop in itertools.pairwise(edges)]
+    parts = [part(keys[:, start:stop]) for start, stop in itertools.pairwise(edges)]
     score = SCORERS[name].score
-    torch.testing.assert_close(score(query, parts, 0.5), score(query, [keys], 0.5), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        score(query, parts, 0.5), score(query, [part(keys)], 0.5), atol=1e-5, rtol=1e-5
+    )
 
 
 @given(st.integers(0, 999), heads, counts, st.sampled_from(list(SCORERS)))
@@ -78,7 +94,10 @@ def test_reordering_events_reorders_scores(seed, heads_, counts_, name):
     order = torch.randperm(counts_[1], generator=torch.Generator().manual_seed(seed))
     score = SCORERS[name].score
     torch.testing.assert_close(
-        score(query, [keys[:, order]], 0.5), score(query, [keys], 0.5)[order], atol=1e-5, rtol=1e-5
+        score(query, [part(keys[:, order])], 0.5),
+        score(query, [part(keys)], 0.5)[order],
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
@@ -87,7 +106,7 @@ def test_order_of_queries_and_of_representatives_does_not_matter(seed, heads_, c
     query, keys = draw(seed, heads_, counts_)
     score = SCORERS[name].score
     torch.testing.assert_close(
-        score(query.flip(1), [keys.flip(2)], 0.5), score(query, [keys], 0.5), atol=1e-5, rtol=1e-5
+        score(query.flip(1), [part(keys.flip(2))], 0.5), score(query, [part(keys)], 0.5), atol=1e-5, rtol=1e-5
     )
 
 
@@ -97,21 +116,21 @@ def test_votes_are_unmoved_by_what_all_keys_have_in_common(seed, heads_, counts_
     query, keys = draw(seed, heads_, counts_)
     common = torch.randn(8, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(
-        votes(query, [keys + common], 0.5), votes(query, [keys], 0.5), atol=1e-4, rtol=1e-4
+        votes(query, [part(keys + common)], 0.5), votes(query, [part(keys)], 0.5), atol=1e-4, rtol=1e-4
     )
 
 
 @given(st.integers(0, 999), heads, counts)
 def test_votes_lie_between_a_share_and_all_of_the_heads(seed, heads_, counts_):
     query, keys = draw(seed, heads_, counts_)
-    score = votes(query * 30, [keys * 30], 1.0)
+    score = votes(query * 30, [part(keys * 30)], 1.0)
     assert torch.isfinite(score).all() and (score >= 0).all() and (score <= heads_[1] + 1e-4).all()
 
 
 @given(st.integers(0, 999), heads, counts)
 def test_dot_of_the_sampled_mean_query_is_dot_of_all_queries(seed, heads_, counts_):
     query, keys = draw(seed, heads_, counts_)
-    torch.testing.assert_close(dot(mean_query(query), [keys], 1.0), dot(query, [keys], 1.0))
+    torch.testing.assert_close(dot(mean_query(query), [part(keys)], 1.0), dot(query, [part(keys)], 1.0))
 
 
 @pytest.mark.parametrize("num_queries", [1, ASKING_VOTES, ASKING_VOTES + 1, 100, 512, 777])
@@ -129,8 +148,8 @@ def test_a_question_votes_whole_and_a_chunk_by_a_few_evenly_spread_queries(num_q
 @pytest.mark.parametrize("name", SCORERS)
 def test_half_precision_ranks_like_float(name):
     query, keys = draw(7, (4, 2), (3, 40, 4))
-    ours = SCORERS[name].score(query.bfloat16(), [keys.bfloat16()], 0.5)
-    exact = SCORERS[name].score(query, [keys], 0.5)
+    ours = SCORERS[name].score(query.bfloat16(), [part(keys.bfloat16())], 0.5)
+    exact = SCORERS[name].score(query, [part(keys)], 0.5)
     assert ours.dtype == torch.float32
     assert torch.corrcoef(torch.stack([ours, exact]))[0, 1] > 0.99
 
@@ -140,7 +159,34 @@ def test_every_scorer_of_the_settings_exists():
 
 
 def test_a_question_is_compared_with_all_keys_and_a_long_chunk_with_the_first_ones():
-    keys = torch.arange(24.0).view(1, 2, 4, 3)
-    (asking,), (reading,) = (SCORERS["votes"].parts([keys], num) for num in (ASKING_VOTES, ASKING_VOTES + 1))
-    assert torch.equal(asking, keys) and torch.equal(reading, keys[:, :, :READING_KEYS])
-    assert torch.equal(SCORERS["dot"].parts([keys], 512)[0], keys)
+    whole = part(torch.arange(24.0).view(1, 2, 4, 3))
+    (asking,), (reading,) = (SCORERS["votes"].parts([whole], num) for num in (ASKING_VOTES, ASKING_VOTES + 1))
+    assert torch.equal(asking.keys, whole.keys)
+    assert torch.equal(reading.keys, whole.keys[:, :READING_KEYS])
+    assert torch.equal(SCORERS["dot"].parts([whole], 512)[0].keys, whole.keys)
+
+
+@given(st.integers(0, 999), heads, st.integers(2, 400), st.sampled_from([0.0, 3.0, 100.0]))
+def test_keys_in_bytes_vote_like_whole_ones_whatever_the_keys_have_in_common(
+    seed, heads_, num_events, common
+):
+    query, keys = draw(seed, heads_, (3, num_events, 4))
+    exact = votes(query, [part(keys)], 0.5)
+    ours = votes(query, [in_bytes(keys + common)], 0.5)
+    assert float((ours - exact).abs().max()) < 0.03 * float(exact.max()) + 0.002
+
+
+@given(st.integers(0, 999), heads, counts, st.lists(st.integers(0, 12)))
+def test_votes_over_bytes_are_the_same_bits_however_the_index_is_cut(seed, heads_, counts_, cuts):
+    query, keys = draw(seed, heads_, counts_)
+    whole = in_bytes(keys)
+    edges = sorted({0, counts_[1], *(cut for cut in cuts if cut < counts_[1])})
+    parts = [whole.events(start, stop) for start, stop in itertools.pairwise(edges)]
+    assert torch.equal(votes(query, parts, 0.5), votes(query, [whole], 0.5))
+
+
+def test_a_long_question_over_a_large_index_votes_the_same_in_blocks(monkeypatch):
+    query, keys = draw(3, (4, 2), (12, 50, 4))
+    whole = votes(query, [part(keys)], 0.5)
+    monkeypatch.setattr("emllm.recall.scorers.LOGITS_AT_ONCE", 700)
+    assert torch.equal(votes(query, [part(keys)], 0.5), whole)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emllm.recall.trace import Habit, RecallTrace, standardised
+from emllm.recall.trace import Habit, RecallTrace, recall_of, standardised
 
 score_lists = st.lists(
     st.lists(st.floats(-5, 5, width=32), min_size=6, max_size=6), min_size=1, max_size=4
@@ -78,7 +78,7 @@ def test_nothing_recalled_is_no_evidence():
 def test_an_event_that_every_moment_recalls_is_no_evidence_beside_one_that_stands_out_now():
     habit = Habit()
     for _ in range(4):
-        habit.add(np.array([9.0, 0.0, 0.1, 0.2], dtype=np.float32))
+        habit.add(recall_of(np.array([9.0, 0.0, 0.1, 0.2], dtype=np.float32), [0]))
     now = np.array([9.0, 0.0, 5.0, 0.2, 0.1], dtype=np.float32)
     with_habit, without = RecallTrace(), RecallTrace()
     with_habit.add(0, now, range(5), habit=habit)
@@ -87,21 +87,29 @@ def test_an_event_that_every_moment_recalls_is_no_evidence_beside_one_that_stand
     assert with_habit.strongest(1)[0].event == 2
 
 
-@given(score_lists)
-def test_a_habit_is_the_mean_standard_score_of_each_event_since_it_came(rows):
+@given(score_lists, st.lists(st.sets(st.integers(0, 5)), min_size=4, max_size=4))
+def test_a_habit_is_the_mean_over_recalls_since_an_event_came_of_what_it_scored_when_recalled(rows, recalled):
     habit = Habit()
-    for num_events, scores in zip((2, 4, 6, 6), rows, strict=False):
-        habit.add(scores[:num_events])
-    used = [standardised(scores[:n]) for n, scores in zip((2, 4, 6, 6), rows, strict=False)]
-    for event in range(len(used[-1])):
-        known = [scores[event] for scores in used if event < len(scores)]
-        np.testing.assert_allclose(habit.mean(8)[event], np.mean(known), atol=1e-9)
-    assert (habit.mean(8)[len(used[-1]) :] == 0).all()
+    steps = [
+        (row[:num_events], sorted(event for event in chosen if event < num_events))
+        for num_events, row, chosen in zip((2, 4, 6, 6), rows, recalled, strict=False)
+    ]
+    for row, chosen in steps:
+        habit.add(recall_of(row, chosen))
+    for event in range(len(steps[-1][0])):
+        known = [
+            standardised(row)[event] if event in chosen else 0.0 for row, chosen in steps if event < len(row)
+        ]
+        np.testing.assert_allclose(habit.mean(8)[event], np.mean(known), rtol=1e-6)
+    assert (habit.mean(8)[len(steps[-1][0]) :] == 0).all()
 
 
 def test_a_copied_habit_goes_on_apart():
     habit = Habit()
-    habit.add(np.array([1.0, 0.0], dtype=np.float32))
+    habit.add(recall_of(np.array([1.0, 0.0], dtype=np.float32), [0]))
     twin = habit.copy()
-    habit.add(np.array([0.0, 1.0, 5.0], dtype=np.float32))
+    habit.add(recall_of(np.array([5.0, 1.0, 0.0], dtype=np.float32), [0]))
+    before = habit.mean(2).tolist()
     assert twin.mean(2).tolist() == [1.0, 0.0]
+    twin.add(recall_of(np.array([0.0, 1.0], dtype=np.float32), [1]))
+    assert twin.mean(2).tolist() == [0.5, 0.5] and habit.mean(2).tolist() == before

@@ -16,7 +16,7 @@ from tests.support.reference_memory import ReferenceMemory
 from torch import Tensor
 
 from emllm.attention.geometry import ModelGeometry
-from emllm.config import EVENT_KEYS, OBJECTIVES, SCORERS, SEGMENTERS, MemoryConfig
+from emllm.config import EVENT_KEYS, INDEX_PRECISIONS, OBJECTIVES, SCORERS, SEGMENTERS, MemoryConfig
 from emllm.memory import EpisodicMemory
 
 SMALL = {
@@ -62,6 +62,7 @@ def configs(draw: st.DrawFn, *, recall_tokens: int | str = 24) -> MemoryConfig:
         positions=draw(st.sampled_from(["ordered", "paper"])),
         contiguity=draw(st.sampled_from([0.0, 0.3, 0.7])),
         representatives=draw(st.integers(1, 5)),
+        index_precision=draw(st.sampled_from(INDEX_PRECISIONS)),
         gamma=draw(st.sampled_from([0.2, 1.0])),
         sink_tokens=draw(st.sampled_from([0, 1, 4, 20])),
         local_tokens=draw(st.sampled_from([1, 9, 24])),
@@ -95,7 +96,8 @@ def assert_same_bits(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
 
 def index_of(memory: EpisodicMemory) -> list[Tensor]:
     """Every layer's event keys, ``[K, N, R, D]``."""
-    return [torch.cat(layer.index.parts(), 1) for layer in memory_layers(memory) if len(layer.index)]
+    filled = [layer.index for layer in memory_layers(memory) if len(layer.index)]
+    return [torch.cat([part.floats() for part in index.parts()], 1) for index in filled]
 
 
 def log_of(memory: EpisodicMemory, shape: ModelGeometry) -> list[Tensor]:

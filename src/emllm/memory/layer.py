@@ -24,7 +24,7 @@ from emllm.recall.budget import select_events
 from emllm.recall.event_keys import WEIGHTS_NEEDED
 from emllm.recall.index import EventIndex
 from emllm.recall.scorers import SCORERS
-from emllm.recall.trace import Habit, RecallTrace
+from emllm.recall.trace import Habit, RecallTrace, recall_of
 from emllm.recall.weights import attention_mass, mean_logit
 from emllm.store.log import Log
 
@@ -128,7 +128,7 @@ class MemoryLayer:
         self.geometry = geometry
         self.config = config
         self.events = events
-        self.index = EventIndex()
+        self.index = EventIndex(config.index_precision)
         self.staged: Staged | None = None
         self.trace: RecallTrace | None = None
         self._habit = Habit()
@@ -285,7 +285,7 @@ class MemoryLayer:
         if staged.trace is not None and self.trace is not None:
             self.trace.add(self.layer_idx, *staged.trace, habit=self._habit)
         elif staged.trace is not None:
-            self._habit.add(staged.trace[0])
+            self._habit.add(recall_of(*staged.trace))
         if staged.query_sums is not None:
             self._weights = _joined(self._weights, staged.query_sums)
         if staged.mass is not None:

@@ -1,51 +1,199 @@
 """The event keys of one layer, growing as events leave the local window.
 
-A fork shares what was there and adds to a part of its own. Only `append` writes. Keys are stored by
-representative, so that a ranking that looks at the first few of them reads no more than those. This module
-does not know how keys are made or compared.
+A fork shares what was there and adds to a part of its own. Only `append` and `append_encoded` write. Keys are
+stored by representative, so that a ranking that looks at the first few of them reads no more than those. In
+precision `int8` a key is one byte per feature: ranking is bound by how much of the index is read, and integer
+dot products are exact, so a ranking does not depend on how the index is cut into parts. This module does not
+know how keys are made or compared.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from emllm.dims import EventKeys
 
+#: A slab that holds fewer events is made anew, twice as large; later slabs hold as much as all before.
 FIRST_EVENTS = 256
+LARGEST_COPIED = 4096
+
+
+@dataclass(frozen=True)
+class IndexPart:
+    """The keys of some consecutive events, as views; not to be written to.
+
+    Attributes:
+        keys: as stored, int8 or the dtype of the model.
+        scales: of int8 keys: what a key's features are multiplied with, one per KV head and event.
+    """
+
+    keys: Shaped[Tensor, "K R N D"]
+    scales: Float[Tensor, "K N"] | None = None
+
+    @property
+    def num_events(self) -> int:
+        """Events in this part."""
+        return self.keys.shape[2]
+
+    def first(self, num_representatives: int) -> IndexPart:
+        """The same events with the first of their keys only."""
+        return IndexPart(self.keys[:, :num_representatives], self.scales)
+
+    def events(self, start: int, stop: int) -> IndexPart:
+        """Some of the events."""
+        scales = None if self.scales is None else self.scales[:, start:stop]
+        return IndexPart(self.keys[:, :, start:stop], scales)
+
+    def floats(self) -> EventKeys:
+        """The keys as numbers, but for what all keys of a head have in common."""
+        keys = self.keys.transpose(1, 2)
+        return keys if self.scales is None else keys.float() * self.scales[:, :, None, None]
+
+
+class Exact:
+    """Keys as they are."""
+
+    def encode(self, event_keys: EventKeys) -> IndexPart:
+        """Nothing is lost."""
+        return IndexPart(event_keys.transpose(1, 2))
+
+    def state(self) -> Tensor | None:
+        """Nothing needs to be kept."""
+        return None
+
+
+class Int8:
+    """Keys less the mean key of the first event, with one scale per KV head and event.
+
+    What all keys have in common moves every event's score alike (a query's logits by one constant), and in
+    models with biased keys it is most of a key; taking it off leaves the byte to what tells events apart.
+    """
+
+    def __init__(self, centre: Float[Tensor, "K 1 D"] | None = None) -> None:
+        self._centre = centre
+
+    def encode(self, event_keys: EventKeys) -> IndexPart:
+        """Round to 127 steps of the largest feature of the event's keys."""
+        if self._centre is None:
+            self._centre = event_keys[:, 0].float().mean(dim=1, keepdim=True)
+        centred = event_keys.float() - self._centre[:, None]
+        scales = centred.abs().amax(dim=(2, 3)) / 127
+        scales = torch.where(scales > 0, scales, 1.0)
+        steps = (centred / scales[:, :, None, None]).round_().to(torch.int8)
+        return IndexPart(steps.transpose(1, 2), scales)
+
+    def state(self) -> Tensor | None:
+        """What was taken off, once it is known."""
+        return self._centre
+
+
+PRECISIONS: Mapping[str, Callable[..., Exact | Int8]] = {"exact": Exact, "int8": Int8}
 
 
 class EventIndex:
-    """Event keys ``[K, N, R, D]`` of one layer, as a short list of parts in time order."""
+    """Event keys of one layer, as a short list of parts in time order.
 
-    def __init__(self, inherited: tuple[Tensor, ...] = ()) -> None:
-        self._inherited = inherited
-        self._own: Tensor | None = None
-        self._num_own = 0
+    Args:
+        precision: `exact` or `int8`.
+    """
+
+    def __init__(self, precision: str = "exact") -> None:
+        self._encoder = PRECISIONS[precision]()
+        self._inherited: tuple[IndexPart, ...] = ()
+        self._slabs: list[IndexPart] = []
+        self._num_last = 0
+        self._num_events = 0
 
     def __len__(self) -> int:
-        return sum(part.shape[1] for part in self._inherited) + self._num_own
+        return self._num_events
+
+    @property
+    def centre(self) -> Tensor | None:
+        """What an encoder took off all keys."""
+        return self._encoder.state()
 
     def append(self, event_keys: EventKeys) -> None:
         """Add events, later than all that are here."""
-        needed = self._num_own + event_keys.shape[1]
-        if self._own is None or needed > self._own.shape[2]:
-            num_kv_heads, _, num_representatives, head_dim = event_keys.shape
-            with torch.inference_mode(False):
-                larger = event_keys.new_empty(
-                    num_kv_heads, num_representatives, max(FIRST_EVENTS, needed * 3 // 2), head_dim
-                )
-            if self._own is not None:
-                larger[:, :, : self._num_own] = self._own[:, :, : self._num_own]
-            self._own = larger
-        self._own[:, :, self._num_own : needed] = event_keys.transpose(1, 2)
-        self._num_own = needed
+        self._append(self._encoder.encode(event_keys))
 
-    def parts(self) -> tuple[EventKeys, ...]:
+    def append_encoded(self, part: IndexPart, centre: Tensor | None) -> None:
+        """Add events as `parts` of another index gave them, with its `centre`."""
+        if centre is not None:
+            self._encoder = Int8(centre)
+        self._append(part)
+
+    def _append(self, part: IndexPart) -> None:
+        done = 0
+        while done < part.num_events:
+            slab = self._open_slab(part, part.num_events - done)
+            taken = min(part.num_events - done, slab.num_events - self._num_last)
+            piece = part.events(done, done + taken)
+            target = slab.events(self._num_last, self._num_last + taken)
+            target.keys.copy_(piece.keys)
+            if target.scales is not None:
+                assert piece.scales is not None
+                target.scales.copy_(piece.scales)
+            done += taken
+            self._num_last += taken
+            self._num_events += taken
+
+    def _open_slab(self, like: IndexPart, num_new: int) -> IndexPart:
+        """The slab that takes the next event: the last one, a larger copy of it, or a new one."""
+        last = self._slabs[-1] if self._slabs else None
+        if last is not None and self._num_last < last.num_events:
+            return last
+        if last is not None and len(self._slabs) == 1 and last.num_events < LARGEST_COPIED:
+            capacity = max(2 * last.num_events, self._num_last + num_new)
+            larger = _empty_slab(like, min(capacity, max(LARGEST_COPIED, last.num_events)))
+            larger.keys[:, :, : self._num_last].copy_(last.keys)
+            if larger.scales is not None and last.scales is not None:
+                larger.scales[:, : self._num_last].copy_(last.scales)
+            self._slabs[-1] = larger
+            return larger
+        capacity = FIRST_EVENTS if last is None else sum(slab.num_events for slab in self._slabs)
+        self._slabs.append(_empty_slab(like, capacity))
+        self._num_last = 0
+        return self._slabs[-1]
+
+    def parts(self) -> tuple[IndexPart, ...]:
         """All event keys, as views in time order; not to be written to."""
-        own = () if self._own is None else (self._own[:, :, : self._num_own].transpose(1, 2),)
-        return (*self._inherited, *own)
+        if not self._slabs:
+            return self._inherited
+        *full, last = self._slabs
+        return (*self._inherited, *full, last.events(0, self._num_last))
+
+    def since(self, start: int) -> IndexPart | None:
+        """The events from `start` on as one part; None if there are none."""
+        pieces, first = [], 0
+        for part in self.parts():
+            if first + part.num_events > start:
+                pieces.append(part.events(max(start - first, 0), part.num_events))
+            first += part.num_events
+        if not pieces:
+            return None
+        keys = torch.cat([piece.keys for piece in pieces], dim=2)
+        scales = [piece.scales for piece in pieces if piece.scales is not None]
+        return IndexPart(keys, torch.cat(scales, dim=1) if scales else None)
 
     def fork(self) -> EventIndex:
         """An index that begins with everything in this one."""
-        return EventIndex(self.parts())
+        child = EventIndex()
+        child._encoder = copy.copy(self._encoder)
+        child._inherited = self.parts()
+        child._num_events = self._num_events
+        return child
+
+
+def _empty_slab(like: IndexPart, num_events: int) -> IndexPart:
+    num_kv_heads, num_representatives, _, head_dim = like.keys.shape
+    with torch.inference_mode(False):
+        keys = like.keys.new_empty(num_kv_heads, num_representatives, num_events, head_dim)
+        if like.scales is None:
+            return IndexPart(keys)
+        return IndexPart(keys, like.scales.new_empty(num_kv_heads, num_events))

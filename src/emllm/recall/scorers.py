@@ -8,7 +8,6 @@ scores.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,29 +16,34 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emllm.dims import Scores
+from emllm.recall.compare import best_logits
+from emllm.recall.index import IndexPart
 
-#: Event keys of consecutive events, as many as each part holds.
-Part = Float[Tensor, "K _ R D"]
-Scorer = Callable[[Tensor, Sequence[Part], float], Scores]
+#: Scores from queries ``[H, T, D]``, the event keys of consecutive parts, and the scaling of logits.
+Scorer = Callable[[Tensor, Sequence[IndexPart], float], Scores]
+
+#: Logits that are formed at once, so that a long question over a large index stays within little RAM.
+LOGITS_AT_ONCE = 1 << 23
 
 
-def dot(query: Float[Tensor, "H T D"], parts: Sequence[Part], scaling: float) -> Scores:
+def dot(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float) -> Scores:
     """Dot product of the mean query with the mean of an event's representative keys, over all heads.
 
     The paper's similarity (EM-LLM, section 3.3, after InfLLM, Eq. 2). The sum over the query heads
     of a group is taken first, so a layer costs one vector per KV head. Unscaled, as order is all that
     matters; `scaling` is ignored.
     """
-    num_kv_heads = parts[0].shape[0]
+    num_kv_heads = parts[0].keys.shape[0]
     mean = query.float().mean(dim=1).unflatten(0, (num_kv_heads, -1)).sum(dim=1)
     scores = []
-    for keys in parts:
+    for part in parts:
+        keys = part.floats()
         means = keys.mean(dim=2) if keys.shape[2] > 1 else keys[:, :, 0]
         scores.append(torch.einsum("KD,KND->N", mean.to(keys.dtype), means).float())
     return torch.cat(scores)
 
 
-def votes(query: Float[Tensor, "H T D"], parts: Sequence[Part], scaling: float) -> Scores:
+def votes(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float) -> Scores:
     """Every query of every head casts one vote over all events; an event's score is its best votes.
 
     For each query and head an event counts with the best of its representative keys, a softmax over
@@ -47,16 +51,17 @@ def votes(query: Float[Tensor, "H T D"], parts: Sequence[Part], scaling: float) 
     **Deviation** from the paper, which compares one mean query: the mean loses what single queries look
     for (docs/lab-notes.md).
     """
-    num_kv_heads, _, _, head_dim = parts[0].shape
-    queries = (query * scaling).to(parts[0].dtype).reshape(num_kv_heads, -1, head_dim).transpose(1, 2)
-    best = []
-    for keys in parts:
-        # Keys first: with the queries first the product copies every key, five times the cost.
-        logits = [torch.bmm(representative, queries).float() for representative in keys.unbind(dim=2)]
-        best.append(functools.reduce(torch.maximum, logits))
-    joined = best[0] if len(best) == 1 else torch.cat(best, dim=1)
-    shares = torch.softmax(joined.transpose(1, 2).contiguous(), dim=-1)
-    return shares.amax(dim=1).sum(dim=0)
+    num_kv_heads, _, _, head_dim = parts[0].keys.shape
+    queries = (query * scaling).reshape(num_kv_heads, -1, head_dim)
+    num_events = sum(part.num_events for part in parts)
+    at_once = max(1, LOGITS_AT_ONCE // (num_kv_heads * num_events))
+    best: Tensor | None = None
+    for some in queries.split(at_once, dim=1):
+        logits = torch.cat([best_logits(some, part) for part in parts], dim=-1)
+        shares = torch.softmax(logits, dim=-1).amax(dim=1)
+        best = shares if best is None else torch.maximum(best, shares)
+    assert best is not None
+    return best.sum(dim=0)
 
 
 def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:
@@ -94,11 +99,11 @@ class Ranking:
     score: Scorer
     reading_keys: int | None = None
 
-    def parts(self, parts: Sequence[Part], num_queries: int) -> Sequence[Float[Tensor, "K _ reading D"]]:
+    def parts(self, parts: Sequence[IndexPart], num_queries: int) -> Sequence[IndexPart]:
         """The event keys to compare with, for a chunk of so many queries."""
         if self.reading_keys is None or num_queries <= ASKING_VOTES:
             return parts
-        return [keys[:, :, : self.reading_keys] for keys in parts]
+        return [part.first(self.reading_keys) for part in parts]
 
 
 SCORERS: Mapping[str, Ranking] = {

@@ -32,38 +32,85 @@ class RecalledEvent:
     layers: int
 
 
-def standardised(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Standard deviations of each score above the mean; below it, and where all are equal, 0."""
+def standardised(
+    scores: NDArray[np.float32], chosen: NDArray[np.integer] | None = None
+) -> NDArray[np.float64]:
+    """Standard deviations of all or the chosen scores above the mean of all; 0 for what is below it.
+
+    Where all are equal, all are 0.
+    """
+    some = scores if chosen is None else scores[chosen]
     deviation = float(scores.std())
     if deviation == 0:
-        return np.zeros(len(scores))
-    return np.maximum((scores - float(scores.mean())) / deviation, 0.0).astype(np.float64)
+        return np.zeros(len(some))
+    return np.maximum((some - float(scores.mean())) / deviation, 0.0).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """One recall of a layer while the text was read.
+
+    Attributes:
+        num_events: that were ranked.
+        events: that were recalled.
+        standing: their standardised scores.
+    """
+
+    num_events: int
+    events: NDArray[np.int32]
+    standing: NDArray[np.float32]
 
 
 class Habit:
-    """What each event of a layer scores on average while the text is read. Written by `add`."""
+    """What each event of a layer scores on average, 0 where it is not recalled. Written by `add`.
+
+    Only what was recalled is counted, so a recall costs and leaves behind what it recalled and no more.
+    """
 
     def __init__(self) -> None:
         self._total = np.zeros(0)
-        self._count = np.zeros(0)
+        #: How many recalls there had been before each event was first ranked.
+        self._born = np.zeros(0, dtype=np.int64)
+        self._num_events = 0
+        self._num_recalls = 0
+        self._is_shared = False
 
-    def add(self, scores: NDArray[np.float32]) -> None:
+    def add(self, recall: Recall) -> None:
         """Count one recall; events that are new since the last one begin with it."""
-        num_new = len(scores) - len(self._total)
-        # New arrays, never changed in place: forks share the old ones.
-        self._total = np.pad(self._total, (0, num_new)) + standardised(scores)
-        self._count = np.pad(self._count, (0, num_new)) + 1
+        self._grow(recall.num_events)
+        self._born[self._num_events : recall.num_events] = self._num_recalls
+        self._num_events = max(self._num_events, recall.num_events)
+        self._num_recalls += 1
+        self._total[recall.events] += recall.standing
+
+    def _grow(self, num_events: int) -> None:
+        """Room for so many events, in arrays that no copy shares."""
+        missing = num_events - len(self._total)
+        if missing > 0 or self._is_shared:
+            spare = max(missing, 0) + (num_events // 2 if missing > 0 else 0)
+            self._total = np.pad(self._total, (0, spare))
+            self._born = np.pad(self._born, (0, spare))
+            self._is_shared = False
 
     def mean(self, num_events: int) -> NDArray[np.float64]:
         """Average standardised score of each event; 0 for events that were never ranked."""
-        known = self._total / np.maximum(self._count, 1)
-        return np.pad(known, (0, num_events - len(known)))
+        known = min(num_events, self._num_events)
+        means = np.zeros(num_events)
+        means[:known] = self._total[:known] / (self._num_recalls - self._born[:known])
+        return means
 
     def copy(self) -> Habit:
         """The same habit, to go on apart from this one."""
         other = Habit()
-        other._total, other._count = self._total, self._count
+        other.__dict__.update(self.__dict__)
+        self._is_shared = other._is_shared = True
         return other
+
+
+def recall_of(scores: NDArray[np.float32], recalled: Sequence[int]) -> Recall:
+    """A recall as a habit counts it."""
+    events = np.asarray(recalled, dtype=np.int32)
+    return Recall(len(scores), events, standardised(scores, events).astype(np.float32))
 
 
 class RecallTrace:
