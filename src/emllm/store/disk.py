@@ -109,7 +109,7 @@ def translated(action: str, path: Path) -> Iterator[None]:
     """Turns what the system, SQLite or safetensors raises into one line that names action and path."""
     try:
         yield
-    except (OSError, SafetensorError, sqlite3.Error) as error:
+    except (OSError, SafetensorError, sqlite3.Error, UnicodeError) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise StoreError(f"cannot {action} {path}: {' '.join(said.split())}") from error
 
