@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-COMMANDS = ("ask", "segment", "chat", "bench", "doctor")
+COMMANDS = ("ask", "segment", "chat", "bench", "plan", "doctor")
 
 
 def app() -> typer.Typer:
