@@ -53,7 +53,7 @@ class Plan:
         least_budget: decoded pages that one chunk may ask for: the recalled events' pages of all layers.
         device_budget: proposed for decoded pages where the layers compute.
         host_budget: proposed for encoded pages in RAM.
-        codec: proposed: the most precise one that fits on the disk; the smallest if none does.
+        codec: proposed: the largest one that fits on the disk, as it loses least; the smallest if none does.
         ram_bytes: at the peak. On a CPU the sum of all from `weight_bytes` to `log_bytes`, index and both
             budgets; with a GPU what is not there, and the weights on their way to it, if that is more.
         device_bytes: with a GPU: weights, activations, tail, index, `device_budget` and CUDA itself.
@@ -109,7 +109,8 @@ def make_plan(needs: Needs, machine: Machine) -> Plan:
     """The forecast for one text, and what to set so that it fits."""
     disk = {codec: needs.disk_bytes(codec) for codec in codecs()}
     room = int(machine.disk_bytes * FREE_SHARE)
-    codec = next((name for name, size in disk.items() if size <= room), min(disk, key=lambda n: disk[n]))
+    largest_first = sorted(disk, key=lambda name: -disk[name])  # more bytes lose less
+    codec = next((name for name in largest_first if disk[name] <= room), largest_first[-1])
     device_budget, host_budget = budgets(needs, machine, codec=codec)
     spent = device_budget + host_budget
     has_gpu = machine.device_bytes is not None
@@ -145,7 +146,7 @@ def make_plan(needs: Needs, machine: Machine) -> Plan:
 
 
 def codecs() -> tuple[str, ...]:
-    """Names of the codecs, from the most to the least precise."""
+    """Names of the codecs."""
     from emllm.store.codecs import CODECS
 
     return tuple(CODECS)
@@ -175,7 +176,8 @@ def budgets(needs: Needs, machine: Machine, *, codec: str) -> tuple[int, int]:
 
 def problems(needs: Needs, machine: Machine, *, codec: str) -> tuple[str, ...]:
     """A line for each resource of which there is too little, naming need, room and a way out."""
-    smaller = "a smaller model, --dtype bfloat16 or a smaller --chunk-tokens needs less"
+    dtype = ", --dtype bfloat16" if needs.model.geometry.dtype.itemsize > 2 else ""
+    smaller = f"a smaller model{dtype} or a smaller --chunk-tokens needs less"
     has_gpu = machine.device_bytes is not None
     least_ram = _ram_bytes(needs, 0 if has_gpu else needs.least_budget, has_gpu=has_gpu)
     checked = [
@@ -193,7 +195,7 @@ def problems(needs: Needs, machine: Machine, *, codec: str) -> tuple[str, ...]:
             ("the GPU needs at least", least, machine.device_bytes, f"{smaller}, --device cpu none")
         )
     return tuple(
-        f"{what} {_gigabytes(need)} of {_gigabytes(free)} free ({way_out})"
+        f"{what} {_gigabytes(need)}, more than {FREE_SHARE:.0%} of the {_gigabytes(free)} free ({way_out})"
         for what, need, free, way_out in checked
         if need > int(free * FREE_SHARE)
     )

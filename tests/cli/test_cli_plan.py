@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,17 +64,6 @@ class TestFigures:
         assert result["kv_bytes_per_token"] == 3 * 2 * 2 * 8 * 4
         assert result["measured"] is False and result["tokens_per_second"] > 0
 
-    def test_files_are_tokenised_exactly_as_they_will_be_read(self, run, model, story: Path) -> None:
-        planned = json.loads(run("plan", story, *model, "--json").out)
-        asked = json.loads(run("ask", story, "Who?", *model, "--max-new-tokens", "2", "--json").out)
-        assert planned["num_tokens"] == asked["stats"]["tokens"] and planned["documents"] == ["story.txt"]
-
-    def test_several_files_are_planned_together(self, run, model, story: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.txt").write_text("And more. " * 30)
-        alone = json.loads(run("plan", story, *model, "--json").out)
-        both = json.loads(run("plan", tmp_path, *model, "--json").out)
-        assert both["num_tokens"] > alone["num_tokens"] and len(both["documents"]) == 2
-
     def test_without_a_tokenizer_tokens_are_estimated(
         self, run, model, story: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -107,6 +98,22 @@ class TestFigures:
         assert ended.code == 1
         verdict = ended.out.splitlines()[-1]
         assert verdict.startswith("will not fit: ") and "RAM" in verdict and "tokens would fit" in verdict
+
+
+def test_files_are_counted_exactly_as_they_will_be_read(
+    run, tiny_model: Path, tiny_tokenizer, story: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "templated")
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}Someone says: {{ m.content }} {% endfor %}Answer:"
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "b.txt").write_text("And more. " * 30)
+    words = ("--model", str(folder), *SMALL, "--json")
+    sources = (story, tmp_path / "b.txt")
+    planned = json.loads(run("plan", *sources, *words).out)
+    asked = json.loads(run("ask", *sources, "Who?", *words, "--max-new-tokens", "2").out)
+    assert planned["num_tokens"] == asked["stats"]["tokens"]
+    assert planned["documents"] == ["story.txt", "b.txt"]
 
 
 def test_measuring_reads_a_few_chunks_with_the_model(run, model, story: Path) -> None:

@@ -251,6 +251,11 @@ def rows(
     what = f"{len(names)} documents" if len(names) > 1 else names[0] if names else "a text of this length"
     per_codec = ", ".join(f"{name} {size(num)}" for name, num in plan.disk_bytes.items())
     how = "measured" if is_measured else "estimated from a matrix product"
+    library = plan.process_bytes + plan.log_bytes
+    parts = (
+        f"chunk {size(plan.activation_bytes)}, raw tail {size(plan.tail_bytes)}, "
+        f"index {size(plan.index_bytes)}, tokenising {size(plan.text_bytes)}, all else {size(library)}"
+    )
     found = [
         ("text", f"{plan.num_tokens:,} tokens", f"{what}, about {plan.num_events:,} events"),
         (
@@ -260,7 +265,12 @@ def rows(
         ),
         ("disk", size(plan.disk_bytes[plan.codec]), f"of {size(machine.disk_bytes)} free: {per_codec}"),
         ("index", size(plan.index_bytes), f"of this; {size(plan.catalogue_bytes)} catalogue"),
-        ("RAM", size(plan.ram_bytes), f"of {size(machine.ram_bytes)} free, at the peak"),
+        (
+            "RAM",
+            size(plan.ram_bytes),
+            f"of {size(machine.ram_bytes)} free, at the peak, budgets and model included",
+        ),
+        ("", "", parts),
     ]
     if plan.device_bytes is not None and machine.device_bytes is not None:
         found.append(("GPU memory", size(plan.device_bytes), f"of {size(machine.device_bytes)} free"))
