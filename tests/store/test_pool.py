@@ -124,6 +124,7 @@ class PagePoolMachine(RuleBasedStateMachine):
             self.has_failed = True
         finally:
             self.disk.fails_after = None
+        assert_gathers(self.pool, self.disk, asked[: self.capacity])
 
     @rule(first=st.integers(0, 39), num=st.integers(0, 10))
     def drop(self, first, num):
@@ -191,6 +192,7 @@ class PackedPoolMachine(RuleBasedStateMachine):
             pass
         finally:
             self.disk.fails_after = None
+        self.read(ids)
 
     @rule(ids=st.lists(st.integers(0, 39), unique=True, max_size=8))
     def drop(self, ids):
@@ -225,6 +227,12 @@ def test_a_packed_pool_keeps_the_last_of_too_many_pages():
         pool.read(ids, disk.fetch_bytes, out=np.zeros((len(ids), PAGE_BYTES), dtype=np.uint8))
     assert disk.fetched == [list(range(10)), [2]]
     assert (pool.num_hits, pool.num_misses) == (4, 11)
+
+
+def test_pages_that_fit_together_are_fetched_at_once_in_whatever_order_their_tokens_come():
+    pool, disk = PagePool(SHAPE, PAGE_TOKENS, 3), Disk()
+    assert_gathers(pool, disk, [(i, 0) for i in (1, 0, 1, 0, 2)])
+    assert disk.fetched == [[0, 1, 2]]
 
 
 def test_a_pool_takes_no_more_memory_than_it_needs():

@@ -80,11 +80,14 @@ def test_free_slots_are_taken_from_the_lowest_up(batches):
         assert taken == set(range(len(taken)))
 
 
-def test_new_ids_get_ascending_slots():
+@given(st.permutations(range(6)), st.integers(0, 6))
+def test_new_ids_get_ascending_slots(used, num_new):
+    """Whichever ids have to leave for them."""
     residency = Residency(6)
-    residency.admit(array([5, 4, 3, 2, 1, 0]))
-    residency.lookup(array([3, 4]))
-    assert residency.admit(array([9, 8, 7])).tolist() == sorted(residency.lookup(array([9, 8, 7])).tolist())
+    residency.admit(np.arange(6))
+    residency.lookup(array(used))
+    slots = residency.admit(np.arange(100, 100 + num_new)).tolist()
+    assert slots == sorted(used[:num_new])
 
 
 def test_more_ids_than_slots_are_refused():
