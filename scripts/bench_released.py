@@ -51,7 +51,7 @@ def calibrate(repeats: int = 10) -> float:
 def read_speed(lm: EpisodicLM, config: MemoryConfig, ids: list[int]) -> float:
     """Tokens per second from `FIRST` to `LAST`."""
     marks = {}
-    memory = lm.memory(config)
+    memory = lm.memory(config=config)
     read_tokens(
         lm.model, lm.cache(memory), ids, chunk_tokens=config.chunk_tokens,
         progress=lambda step: marks.__setitem__(step.num_read, step.seconds),

@@ -42,7 +42,7 @@ def planted(text: str, num_chars: int) -> str:
 
 def run(lm: EpisodicLM, text: str, config: MemoryConfig, label: str) -> None:
     """Read once, ask every question, print a line."""
-    memory = lm.memory(config)
+    memory = lm.memory(config=config)
     begun = time.perf_counter()
     memory.read(text)
     seconds = time.perf_counter() - begun

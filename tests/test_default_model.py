@@ -37,7 +37,7 @@ def test_logits_equal_the_stock_models_on_3000_tokens_of_a_book(default_model, b
         stock = model(torch.tensor([ids])).logits[0]
     worst = torch.zeros(())
     with EpisodicLM(model, tokenizer) as lm:
-        memory = lm.memory(MemoryConfig(recall_tokens="all"))
+        memory = lm.memory(config=MemoryConfig(recall_tokens="all"))
         chunks = (512, 1, 300, 700, 512, 512, 463)
         assert sum(chunks) == NUM_TOKENS
         for length in chunks:
@@ -56,7 +56,7 @@ def test_greedy_text_equals_the_stock_models(default_model, book):
     options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
     stock = model.generate(ids, **options)
     with EpisodicLM(model, tokenizer) as lm:
-        memory = lm.memory(MemoryConfig(recall_tokens="all"))
+        memory = lm.memory(config=MemoryConfig(recall_tokens="all"))
         read_tokens(model, lm.cache(memory), ids[0, :-1].tolist(), chunk_tokens=512)
         ours = model.generate(ids, past_key_values=lm.cache(memory), **options)
     assert torch.equal(ours, stock)

@@ -36,7 +36,7 @@ def lm(shared_data):
 
 @pytest.fixture()
 def memory(lm):
-    memory = lm.memory(SMALL)
+    memory = lm.memory(config=SMALL)
     memory.read(STORY, name="story")
     return memory
 
@@ -92,9 +92,9 @@ def test_a_turn_of_a_conversation_stays_in_the_memory(lm, memory):
 def test_stock_generate_with_a_covering_memory_writes_the_stock_text(lm, shared_data):
     ids = torch.tensor([lm.chat_format.encode(STORY[:400])])
     options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
-    memory = lm.memory(MemoryConfig.preset("full", chunk_tokens=32))
+    memory = lm.memory(config=MemoryConfig.preset("full", chunk_tokens=32))
     ours = lm.model.generate(ids, past_key_values=lm.cache(memory), **options)
-    read = lm.memory(MemoryConfig.preset("full", chunk_tokens=32))
+    read = lm.memory(config=MemoryConfig.preset("full", chunk_tokens=32))
     read_tokens(lm.model, lm.cache(read), ids[0, :-1].tolist(), chunk_tokens=32)
     continued = lm.model.generate(ids, past_key_values=lm.cache(read), **options)
     lm.close()
@@ -107,7 +107,7 @@ def test_stock_generate_with_a_covering_memory_writes_the_stock_text(lm, shared_
 
 def test_documents_keep_their_names_and_places(lm, tmp_path):
     (tmp_path / "first.txt").write_text("Lily had a red ball and a big dog.")
-    memory = lm.memory(SMALL)
+    memory = lm.memory(config=SMALL)
     memory.read(tmp_path / "first.txt")
     memory.read(Document("second", "Tom had a blue car and a small cat."))
     assert [document.name for document in memory.documents] == ["first.txt", "second"]
@@ -124,7 +124,7 @@ def test_an_interrupted_reading_leaves_whole_chunks_and_can_go_on(lm):
         if step.num_read >= 96:
             raise KeyboardInterrupt
 
-    interrupted, whole = lm.memory(SMALL), lm.memory(SMALL)
+    interrupted, whole = lm.memory(config=SMALL), lm.memory(config=SMALL)
     with pytest.raises(KeyboardInterrupt):
         read_tokens(lm.model, lm.cache(interrupted), ids, chunk_tokens=32, progress=stop_early)
     assert interrupted.num_tokens == 96
@@ -148,7 +148,7 @@ def test_an_abandoned_chunk_leaves_no_trace(lm, memory, monkeypatch):
 
 def test_progress_counts_up_to_all_tokens(lm):
     steps = []
-    lm.memory(SMALL).read(STORY[:600], progress=steps.append)
+    lm.memory(config=SMALL).read(STORY[:600], progress=steps.append)
     assert steps[-1].num_read == steps[-1].num_total
     assert [step.num_read for step in steps] == sorted({step.num_read for step in steps})
     assert steps[-1].seconds_left == 0
@@ -157,7 +157,7 @@ def test_progress_counts_up_to_all_tokens(lm):
 @pytest.mark.parametrize("bad", ["", "  \n "])
 def test_empty_text_and_empty_questions_are_refused(lm, memory, bad):
     with pytest.raises(InputError):
-        lm.memory(SMALL).read(bad)
+        lm.memory(config=SMALL).read(bad)
     with pytest.raises(InputError):
         lm.ask(memory, bad)
 
@@ -169,7 +169,7 @@ def test_a_text_that_will_not_fit_is_refused_before_it_is_read(lm):
 
 def test_ids_outside_the_vocabulary_are_refused(lm):
     with pytest.raises(InputError, match=r"\[0, 512\), got 5 to 512"):
-        read_tokens(lm.model, lm.cache(lm.memory(SMALL)), [5, 512], chunk_tokens=32)
+        read_tokens(lm.model, lm.cache(lm.memory(config=SMALL)), [5, 512], chunk_tokens=32)
 
 
 def test_a_seed_repeats_a_sampled_answer_and_another_changes_it(lm, memory):
@@ -202,4 +202,4 @@ def test_surprise_of_a_repeated_story_falls(memory):
 
 def test_a_path_that_does_not_exist_is_a_source_error(lm):
     with pytest.raises(SourceError, match=r"nowhere\.txt"):
-        lm.memory(SMALL).read(Path("nowhere.txt"))
+        lm.memory(config=SMALL).read(Path("nowhere.txt"))

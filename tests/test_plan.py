@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +18,9 @@ from emllm.models.outline import Outline
 from emllm.needs import Needs, Workload, page_bytes
 from emllm.plan import CUDA_BYTES, FREE_SHARE, Machine, Plan, codecs, make_plan, most_tokens
 from emllm.recall.index import EventIndex
+from emllm.store.catalogue import Catalogue, Change
 from emllm.store.codecs import make_codec
+from emllm.store.files import FileRecord, write_tensors
 from emllm.store.log import LayerShape
 
 VAST = Machine(1 << 60, 1 << 60)
@@ -166,9 +170,7 @@ def test_the_index_has_the_bytes_of_its_tensors(precision: str) -> None:
     need = needs(100_000, model=model, index_precision=precision)
     index = EventIndex(precision)
     index.append(torch.randn(3, need.num_events, 4, 64).bfloat16())
-    part = index.since(0)
-    assert part is not None
-    stored = [part.keys] if part.scales is None else [part.keys, part.scales]
+    stored = [tensor for part in index.parts() for tensor in (part.keys, part.scales) if tensor is not None]
     assert need.index_bytes == 3 * sum(tensor.nbytes for tensor in stored)
 
 
@@ -205,3 +207,54 @@ def test_a_plan_is_all_numbers() -> None:
     plan = make_plan(needs(10**6), VAST)
     assert isinstance(plan, Plan) and Plan.__doc__ is not None
     assert all(f"        {name}: " in Plan.__doc__ for name in Plan.__dataclass_fields__)
+
+
+def test_files_and_catalogue_have_the_size_that_was_planned(tmp_path: Path) -> None:
+    """A memory as the store lays it out, written out in full: two segments, and the raw rest by its size."""
+    model = outline(num_layers=4, num_kv_heads=2)
+    num_tokens = 2 * 16_384 + 1000
+    need = needs(num_tokens, model=model, chunk_tokens=64)
+    assert need.segment_tokens == 16_384 and need.sealed_tokens == 2 * 16_384
+    edges = np.linspace(0, num_tokens, need.num_events + 1).astype(np.int64)
+    spans = np.stack([edges[:-1], edges[1:]], axis=1)
+    records = [_segment(tmp_path, need, start, start + 16_384) for start in (0, 16_384)]
+    with Catalogue.create(tmp_path / "catalogue.sqlite", {"codec": "int8"}) as catalogue:
+        done = 0
+        for stop in range(64, num_tokens + 64, 64):
+            ready = int(np.searchsorted(spans[:, 1], stop, side="right"))
+            files = records if stop + 64 > num_tokens else []
+            catalogue.commit(
+                Change(
+                    num_tokens=min(stop, num_tokens),
+                    new_files=files,
+                    dropped_files=[],
+                    first_new_event=done,
+                    new_events=spans[done:ready],
+                    documents=None,
+                    state={},
+                )
+            )
+            done = ready
+    raw = need.work.num_tokens - need.sealed_tokens
+    written = sum(record.num_bytes for record in records) + raw * (need.kv_bytes_per_token + 8)
+    catalogue_bytes = (tmp_path / "catalogue.sqlite").stat().st_size
+    assert need.disk_bytes("int8") == pytest.approx(written + catalogue_bytes, rel=0.01)
+    assert need.catalogue_bytes == pytest.approx(catalogue_bytes, rel=0.2)
+
+
+def _segment(folder: Path, need: Needs, start: int, stop: int) -> FileRecord:
+    num_pages, num_events = (stop - start) // 64, round((stop - start) / need.work.mean_event_tokens)
+    tensors = {
+        "token_ids": torch.zeros(stop - start, dtype=torch.int32),
+        "surprise": torch.zeros(stop - start),
+    }
+    for idx, layer in enumerate(need.model.geometry.layers):
+        num_heads = layer.num_kv_heads
+        shape = LayerShape(num_heads, layer.head_dim, layer.value_dim, torch.bfloat16, layer.device)
+        keys = torch.randn(num_pages, 64, num_heads, 64).bfloat16()
+        tensors[f"pages.{idx}"] = make_codec("int8", shape, 64).encode(keys, keys)
+        tensors[f"event_keys.{idx}"] = torch.zeros(num_events, num_heads, 4, 64, dtype=torch.int8)
+        tensors[f"event_scales.{idx}"] = torch.zeros(num_events, num_heads)
+    (folder / "segments").mkdir(exist_ok=True)
+    name = f"segments/{start}.safetensors"
+    return write_tensors(folder, name, tensors, kind="segment", start=start, stop=stop, num_events=num_events)

@@ -21,6 +21,7 @@ REFINE_HEADS = ("all", "each")
 SCORERS = ("dot", "votes")
 EVENT_KEYS = ("mass", "logit", "mean", "spread")
 INDEX_PRECISIONS = ("int8", "exact")
+CODECS = ("exact", "bf16", "fp8", "int8", "int4")
 POSITIONS = ("ordered", "paper")
 
 #: What each of the paper's variant names sets (EM-LLM, section 4).
@@ -80,6 +81,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "full": {"recall_tokens": "all"},
 }
 
+#: Settings that say where a memory lies, not what is in it.
+PLACEMENT = ("device_budget", "host_budget")
+
 #: Recall budget that covers any text: `recall_tokens = "all"`.
 UNLIMITED_TOKENS = 1 << 62
 
@@ -110,6 +114,11 @@ class MemoryConfig:
         representatives: number of tokens that stand for an event.
         index_precision: of the event keys that are ranked: `int8`, or `exact` as the model computed them.
         positions: where recalled tokens stand: `ordered` or `paper`.
+        codec: how keys and values are stored once they have left the local window: `exact`, `bf16`, `fp8`,
+            `int8` or `int4`.
+        device_budget: bytes of stored keys and values kept where the layers compute; None is chosen
+            from what is free. Not part of a memory: it may differ whenever one is opened.
+        host_budget: bytes of encoded keys and values kept in RAM besides; likewise.
     """
 
     segmenter: str = "surprise"
@@ -131,6 +140,9 @@ class MemoryConfig:
     representatives: int = 4
     index_precision: str = "int8"
     positions: str = "ordered"
+    codec: str = "exact"
+    device_budget: int | None = None
+    host_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -141,6 +153,7 @@ class MemoryConfig:
             ("event_key", EVENT_KEYS),
             ("index_precision", INDEX_PRECISIONS),
             ("positions", POSITIONS),
+            ("codec", CODECS),
         ):
             value = getattr(self, name)
             if value not in allowed:
@@ -155,6 +168,8 @@ class MemoryConfig:
             ("recall_every_tokens", 1),
             ("representatives", 1),
             ("refine_from_layer", 0),
+            ("device_budget", 0),
+            ("host_budget", 0),
         ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):

@@ -6,8 +6,11 @@ asked is unchanged. This module does not know attention, events or how anything 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,17 +20,21 @@ from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.documents.document import Document
 from emllm.documents.load import load_all
-from emllm.errors import InputError, ModelError
+from emllm.errors import InputError, ModelError, StoreError
 from emllm.generation import Sampling, generate_tokens, text_pieces
 from emllm.memory import EpisodicMemory
-from emllm.memory.episodic import StoredDocument
+from emllm.memory.stored import open_memory
 from emllm.models.attach import attach
 from emllm.models.cache import EpisodicCache
 from emllm.models.chat import ChatFormat, chat_format
+from emllm.models.fingerprint import difference, fingerprint
 from emllm.models.load import load_model
 from emllm.models.sampling import make_chooser
-from emllm.reading import ProgressCallback, check_fits, read_tokens
+from emllm.reading import ProgressCallback, ReadProgress, check_fits, read_tokens
 from emllm.recall.trace import RecallTrace
+from emllm.store.contents import DocumentRecord
+from emllm.store.folder import is_memory
+from emllm.store.maintenance import describe
 
 #: What `EpisodicMemory.read` takes: a path to a file or folder, or text (a `str`), or a document.
 Source = Path | str | Document
@@ -56,6 +63,7 @@ class EpisodicLM:
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._chat: ChatFormat | None = None
+        self._fingerprint: dict[str, str] | None = None
 
     @classmethod
     def from_pretrained(
@@ -86,18 +94,67 @@ class EpisodicLM:
             self._chat = chat_format(self.tokenizer, model_stop_ids=stop_ids)
         return self._chat
 
-    def memory(self, config: MemoryConfig | None = None) -> EpisodicMemory:
-        """A new, empty memory for this model, in RAM."""
-        piece_of = None
-        if self.tokenizer is not None:
-            tokenizer = self.tokenizer
+    def memory(
+        self,
+        path: str | Path | None = None,
+        config: MemoryConfig | None = None,
+        *,
+        read_only: bool = False,
+    ) -> EpisodicMemory:
+        """A memory for this model: in RAM, or in a folder that is opened, or made where there is none.
 
-            def piece_of(token_id: int) -> str:
-                return str(tokenizer.decode([token_id]))
+        Everything that a memory with a folder reads is durable chunk by chunk; close it, or use it in a
+        ``with``, to let others write to it.
 
-        memory = EpisodicMemory(self.geometry, config, piece_of=piece_of)
+        Args:
+            path: of the folder.
+            config: of a new memory; one that exists has its own, which this must not contradict.
+            read_only: any number of processes may ask such a memory at once; it cannot read on.
+
+        Raises:
+            StoreError: the folder is damaged, in use, or of another model; says which part of it differs.
+            ConfigError: the memory was made with other settings.
+        """
+        if path is None:
+            memory = EpisodicMemory(self.geometry, config, piece_of=self._piece_of)
+        else:
+            self._check_identity(Path(path))
+            memory = open_memory(
+                path,
+                self.geometry,
+                config,
+                identity={
+                    "emllm_version": version("emllm"),
+                    "fingerprint": self.fingerprint,
+                    "model": self.name,
+                },
+                piece_of=self._piece_of,
+                read_only=read_only,
+            )
         memory.reader = self._read
         return memory
+
+    @property
+    def _piece_of(self) -> Callable[[int], str] | None:
+        """The text of a token id."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return None
+        return lambda token_id: str(tokenizer.decode([token_id]))
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What a stored memory holds this model against: its config, weights, tokenizer and dtype."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.model, self.tokenizer)
+        return self._fingerprint
+
+    def _check_identity(self, path: Path) -> None:
+        if is_memory(path):
+            stored = describe(path).header.get("fingerprint", {})
+            differs = difference(stored, self.fingerprint)
+            if differs is not None:
+                raise StoreError(f"{path}: {differs}")
 
     def cache(self, *memories: EpisodicMemory) -> EpisodicCache:
         """What to give the model as ``past_key_values``; row b of a batch is read into ``memories[b]``."""
@@ -105,7 +162,7 @@ class EpisodicLM:
 
     def _read(
         self, memory: EpisodicMemory, source: Source, name: str | None, progress: ProgressCallback | None
-    ) -> list[StoredDocument]:
+    ) -> list[DocumentRecord]:
         """Read documents into a memory; see `EpisodicMemory.read`."""
         if memory.dialogue == "answered":
             raise InputError(
@@ -113,7 +170,8 @@ class EpisodicLM:
             )
         stored = []
         for document in self._documents(source, name):
-            check_fits(len(document.text.encode()), self.geometry, name=document.name)
+            if memory.home is None:
+                check_fits(len(document.text.encode()), self.geometry, name=document.name)
             stored.append(self._read_document(memory, document, progress))
         return stored
 
@@ -128,28 +186,68 @@ class EpisodicLM:
 
     def _read_document(
         self, memory: EpisodicMemory, document: Document, progress: ProgressCallback | None
-    ) -> StoredDocument:
-        self._open(memory)
-        text = document.text if memory.dialogue == "opened" else f"\n\n{document.text}"
-        token_ids = self.chat_format.encode(text)
-        start = memory.num_tokens
-        begun = time.perf_counter()
+    ) -> DocumentRecord:
+        """Read a document, or the rest of it; one that was read already is not read again.
+
+        Raises:
+            InputError: another document was begun and not finished.
+        """
+        digest = hashlib.sha256(document.text.encode()).hexdigest()
+        begun = memory.document_being_read
+        if begun is None:
+            for known in memory.documents:
+                if known.sha256 == digest and known.name == document.name:
+                    return known
+            self._open(memory)
+            is_first = memory.dialogue == "opened"
+        elif begun.sha256 == digest:
+            is_first = len(memory.documents) == 1
+        else:
+            raise InputError(
+                f"{begun.name} was read up to token {begun.stop - begun.start:,} of {begun.num_tokens:,}; "
+                f"read the rest of it, or forget it, before {document.name}"
+            )
+        token_ids = self.chat_format.encode(document.text if is_first else f"\n\n{document.text}")
+        if begun is None:
+            memory.begin_document(
+                DocumentRecord(
+                    name=document.name,
+                    start=memory.num_tokens,
+                    stop=memory.num_tokens,
+                    num_tokens=len(token_ids),
+                    sha256=digest,
+                    kind=document.kind,
+                    num_bytes=document.num_bytes,
+                    read_seconds=0.0,
+                )
+            )
+        else:
+            token_ids = token_ids[begun.stop - begun.start :]
         chunk = memory.config.chunk_tokens
-        read_tokens(self.model, self.cache(memory), token_ids, chunk_tokens=chunk, progress=progress)
-        memory.read_tokens += len(token_ids)
-        memory.read_seconds += time.perf_counter() - begun
-        stored = StoredDocument(document.name, start, memory.num_tokens)
-        memory.documents.append(stored)
-        memory.dialogue = "documents"
-        return stored
+        try:
+            read_tokens(
+                self.model,
+                self.cache(memory),
+                token_ids,
+                chunk_tokens=chunk,
+                progress=_counted(memory, progress),
+            )
+        finally:
+            memory.drop_document_without_tokens()
+        memory.flush()
+        return memory.documents[-1]
 
     def _open(self, memory: EpisodicMemory) -> None:
         """Read what the chat template puts before the first words, once."""
         if memory.dialogue == "empty":
             opening = self.chat_format.opening
             chunk = memory.config.chunk_tokens
-            read_tokens(self.model, self.cache(memory), opening, chunk_tokens=chunk)
-            memory.dialogue = "opened"
+            memory.dialogue = "opened"  # first, so that it is written with the tokens
+            try:
+                read_tokens(self.model, self.cache(memory), opening, chunk_tokens=chunk)
+            except BaseException:
+                memory.dialogue = "opened" if memory.num_tokens else "empty"
+                raise
 
     def ask(
         self,
@@ -268,6 +366,22 @@ class EpisodicLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _counted(memory: EpisodicMemory, progress: ProgressCallback | None) -> ProgressCallback:
+    """A callback that adds what is read to the memory's figures, and then calls another."""
+    tokens, seconds = memory.read_tokens, memory.read_seconds
+    own_seconds = memory.documents[-1].read_seconds
+
+    def count(now: ReadProgress) -> None:
+        memory.read_tokens, memory.read_seconds = tokens + now.num_read, seconds + now.seconds
+        memory.documents[-1] = dataclasses.replace(
+            memory.documents[-1], read_seconds=own_seconds + now.seconds
+        )
+        if progress is not None:
+            progress(now)
+
+    return count
 
 
 def _recorded(tokens: Iterator[int], ids: list[int]) -> Iterator[int]:

@@ -35,7 +35,7 @@ EVENT_BYTES = 32
 #: A tensor in the header of a file, and the tensors of a file: two or three per layer and two more.
 HEADER_BYTES, TENSORS_PER_LAYER = 110, 3
 #: The catalogue: empty, and for each event (its span), commit (a row) and page (its checksum).
-CATALOGUE_BYTES, SPAN_BYTES, COMMIT_BYTES, CHECKSUM_BYTES = 65_536, 16, 256, 4
+CATALOGUE_BYTES, SPAN_BYTES, COMMIT_BYTES, CHECKSUM_BYTES = 20_480, 16, 32, 4
 #: Context buffers of a layer: the present ones and the ones being laid out, each with some room to grow.
 CONTEXT_COPIES = 2 * 9 / 8
 #: Rows of logits that are in float32 at a time while surprise is computed, twice.

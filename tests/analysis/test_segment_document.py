@@ -94,7 +94,7 @@ def test_asking_for_the_closing_boundaries_changes_nothing(lm) -> None:
     token_ids = TOKENIZER(TEXT)["input_ids"]
 
     def stops(asks: bool) -> list[int]:
-        memory = lm.memory(dataclasses.replace(CONFIG, sink_tokens=0))
+        memory = lm.memory(config=dataclasses.replace(CONFIG, sink_tokens=0))
         for start in range(0, len(token_ids), 50):
             read_tokens(lm.model, lm.cache(memory), token_ids[start : start + 50], chunk_tokens=50)
             if asks:
@@ -107,7 +107,7 @@ def test_asking_for_the_closing_boundaries_changes_nothing(lm) -> None:
 def test_boundaries_that_wait_for_more_tokens_are_settled_at_the_end(lm) -> None:
     waiting = 0
     for length in range(40, 200, 10):
-        memory = lm.memory(dataclasses.replace(CONFIG, sink_tokens=0))
+        memory = lm.memory(config=dataclasses.replace(CONFIG, sink_tokens=0))
         read_tokens(lm.model, lm.cache(memory), TOKENIZER(TEXT)["input_ids"][:length], chunk_tokens=32)
         closing = memory.closing_boundaries()
         document = Document("a", TOKENIZER.decode(TOKENIZER(TEXT)["input_ids"][:length]).strip("\ufffd"))

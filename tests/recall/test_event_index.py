@@ -46,10 +46,10 @@ class IndexMachine(RuleBasedStateMachine):
         for index, given in self.pairs:
             assert len(index) == sum(part.shape[1] for part in given)
             assert sum(part.num_events for part in index.parts()) == len(index)
-            everything = index.since(0)
+            everything = index.between(0, len(index))
             if given:
                 assert torch.equal(everything.floats(), torch.cat(given, 1))
-                tail = index.since(len(index) - 1)
+                tail = index.between(len(index) - 1, len(index))
                 assert torch.equal(tail.floats(), given[-1][:, -1:])
             else:
                 assert everything is None
@@ -95,7 +95,7 @@ def test_encoded_events_taken_out_and_put_in_again_are_the_same_bits():
     index = EventIndex("int8")
     index.append(event_keys(30, 1))
     again = EventIndex("int8")
-    again.append_encoded(index.since(0), index.centre)
+    again.append_encoded(index.between(0, len(index)), index.centre)
     index.append(event_keys(5, 2))
     again.append(event_keys(5, 2))
     for ours, theirs in zip(again.parts(), index.parts(), strict=True):

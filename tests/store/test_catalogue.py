@@ -218,7 +218,7 @@ def test_without_a_seal_a_flipped_byte_is_found_or_changes_nothing(path):
         "CREATE INDEX more ON files (kind)",
         "DROP TABLE events",
         "ALTER TABLE events ADD COLUMN more",
-        "UPDATE sqlite_schema SET sql = replace(sql, 'spans BLOB NOT NULL', 'spans BLOB') WHERE name = 'events'",
+        "UPDATE sqlite_schema SET sql = replace(sql, 'BLOB NOT NULL', 'BLOB') WHERE name = 'events'",
         "UPDATE sqlite_schema SET sql = 'nonsense' WHERE name = 'events'",
         "CREATE VIRTUAL TABLE more USING fts5(x)",
         "PRAGMA user_version = 0",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emllm.errors import ConfigError
 from emllm.store.codecs import CODECS, Codec, make_codec, packings
-from emllm.store.log import LayerShape
+from emllm.store.slabs import LayerShape
 
 CPU = torch.device("cpu")
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from emllm.errors import ConfigError
 from emllm.store import pool as pool_module
-from emllm.store.log import LayerShape
 from emllm.store.pool import PackedPool, PagePool
+from emllm.store.slabs import LayerShape
 
 PAGE_TOKENS = 3
 PAGE_BYTES = 5

@@ -47,7 +47,7 @@ def segment(
     if lm.tokenizer is None:
         raise ModelError("this model has no tokenizer; give one to EpisodicLM(model, tokenizer)")
     check_fits(len(document.text.encode()), lm.geometry, name=document.name)
-    memory = lm.memory(dataclasses.replace(config or MemoryConfig(), sink_tokens=0))
+    memory = lm.memory(config=dataclasses.replace(config or MemoryConfig(), sink_tokens=0))
     token_ids, pieces = tokens_and_pieces(lm.tokenizer, document.text)
     if not token_ids:
         raise InputError(f"{document.name}: the text has no token in the vocabulary of {lm.name}")

@@ -59,7 +59,7 @@ def command(
         from emllm.generation import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
-        memory = lm.memory(config)
+        memory = lm.memory(config=config)
         read_documents(lm, memory, documents)
         for asked in questions:
             if len(questions) > 1 and not json:

@@ -61,7 +61,7 @@ def command(
         from emllm.generation import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
-        memory = lm.memory(config)
+        memory = lm.memory(config=config)
         if documents:
             read_documents(lm, memory, documents)
         conversation = Conversation(lm, memory, sampling, num_evidence=evidence, as_json=json)

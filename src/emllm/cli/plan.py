@@ -177,7 +177,7 @@ def measured(
     with opened_lm(model, device=device, dtype=dtype) as lm:
         if text.first_ids:
             return read_speed(lm, text.first_ids, config)
-        chunk = lm.memory(config).config.chunk_tokens
+        chunk = lm.memory(config=config).config.chunk_tokens
         any_ids = [
             (7919 * i) % lm.geometry.vocab_size for i in range(min(text.num_tokens, NUM_CHUNKS * chunk))
         ]

@@ -54,7 +54,7 @@ def read_speed(lm: EpisodicLM, token_ids: Sequence[int], config: MemoryConfig) -
     Returns:
         The speed after the first chunk, if there are several; the mean is None where events were few.
     """
-    memory = lm.memory(config)
+    memory = lm.memory(config=config)
     chunk = memory.config.chunk_tokens
     marks = [(0, 0.0)]
     read_tokens(

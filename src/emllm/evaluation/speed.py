@@ -179,7 +179,7 @@ class SpeedBench:
     def _read(self, config: MemoryConfig, num_tokens: int, keep: bool = False) -> tuple[float, float, Any]:
         """Tokens per second over all and over the last eighth; the memory, if it is wanted."""
         with self._attached() as lm:
-            memory = lm.memory(config)
+            memory = lm.memory(config=config)
             marks: list[tuple[int, float]] = []
             begun = time.perf_counter()
             read_tokens(

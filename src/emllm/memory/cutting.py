@@ -6,7 +6,8 @@ module does not know layers or the log; it is given the keys that a refinement a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +85,26 @@ class EventCutter:
         if self._last_logits is None:
             return torch.cat([own.new_full((1,), torch.nan), own])
         return torch.cat([kl_surprise(logits[:1], self._last_logits[None], first=first), own])
+
+    def restart(self, graph: GraphMaker) -> list[int]:
+        """End the open event where a document begins or ends: the boundaries that this makes final."""
+        return self._segmenter.restart(graph)
+
+    @property
+    def pending_start(self) -> int:
+        """The smallest token whose keys a later refinement may still ask for."""
+        return self._segmenter.pending_start
+
+    def state(self) -> tuple[dict[str, Any], Tensor | None]:
+        """All that one chunk leaves for the next: numbers for JSON, and the last prediction."""
+        numbers = {"segmenter": self._segmenter.state(), "sentences": self._sentences.state()}
+        return numbers, self._last_logits
+
+    def restore(self, numbers: Mapping[str, Any], last_logits: Tensor | None) -> None:
+        """Go on where another cutter of the same settings was."""
+        self._segmenter = EventSegmenter.from_state(numbers["segmenter"], config=self._config)
+        self._sentences = SentenceStarts.from_state(numbers["sentences"])
+        self._last_logits = last_logits
 
     def closing(self, graph: GraphMaker) -> list[int]:
         """The boundaries that would become final if the text ended here; changes nothing."""

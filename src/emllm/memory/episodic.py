@@ -8,9 +8,9 @@ committed leaves no trace. This module does not know models, tokenizers or files
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,26 +19,37 @@ from torch import Tensor
 
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
-from emllm.dims import Logits, TokenIds
+from emllm.dims import Logits, Surprise, TokenIds
 from emllm.errors import InputError
 from emllm.memory.cutting import EventCutter, PieceOf
 from emllm.memory.events import Event, EventTable
 from emllm.memory.indexing import graph_of_span, index_events
-from emllm.memory.layer import AttentionOptions, Layer, MemoryLayer, View, WindowLayer
+from emllm.memory.layer import MemoryLayer
+from emllm.memory.placing import tiers_for
+from emllm.memory.staging import AttentionOptions, View
+from emllm.memory.window import WindowLayer
 from emllm.recall.trace import RecallTrace
 from emllm.segmentation.key_graph import KeyGraph
-from emllm.store.log import LayerShape, Log, RamLog
+from emllm.store.contents import DocumentRecord
+from emllm.store.log import LayerShape, Log, Unit
 
-Reader = Callable[["EpisodicMemory", Any, str | None, Any], "list[StoredDocument]"]
+Reader = Callable[["EpisodicMemory", Any, str | None, Any], "list[DocumentRecord]"]
 
 
-@dataclass(frozen=True)
-class StoredDocument:
-    """A document's place in the log."""
+class Home(Protocol):
+    """Where a memory is kept for good."""
 
-    name: str
-    start: int
-    stop: int
+    def committed(self, memory: EpisodicMemory) -> None:
+        """A chunk was committed."""
+        ...
+
+    def flush(self, memory: EpisodicMemory) -> None:
+        """Everything committed is durable when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
 
 
 class EpisodicMemory:
@@ -48,6 +59,7 @@ class EpisodicMemory:
         geometry: what the memory must know of the model.
         config: settings; what is open is resolved from the geometry.
         piece_of: text of a token id, needed by the `sentence` segmenter only.
+        is_stored: sealed tokens lie in files, and pass through bounded tiers.
     """
 
     def __init__(
@@ -56,27 +68,30 @@ class EpisodicMemory:
         config: MemoryConfig | None = None,
         *,
         piece_of: PieceOf | None = None,
+        is_stored: bool = False,
     ) -> None:
         resolved = (config or MemoryConfig()).resolve(
             trained_tokens=geometry.trained_tokens, num_layers=geometry.num_layers
         )
-        shapes = [
-            LayerShape(layer.num_kv_heads, layer.head_dim, layer.value_dim, geometry.dtype, layer.device)
-            for layer in geometry.layers
-        ]
+        shapes = layer_shapes(geometry)
+        is_tiered = is_stored or resolved.codec != "exact"
         self.geometry = geometry
         self.config = resolved
-        self.documents: list[StoredDocument] = []
+        self.documents: list[DocumentRecord] = []
+        #: Spans ``[n, 2]`` of the log that were forgotten.
+        self.holes = np.zeros((0, 2), dtype=np.int64)
         #: Where the conversation stands: `empty`, `opened`, `documents` or `answered`.
         self.dialogue = "empty"
+        self._dialogue_before = "empty"
         #: Runs the model over a source; set by the `EpisodicLM` that made this memory.
         self.reader: Reader | None = None
         self.read_tokens = 0
         self.read_seconds = 0.0
-        self._log: Log = RamLog(shapes)
+        self.home: Home | None = None
+        self._log = Log(shapes, tiers_for(shapes, resolved) if is_tiered else None)
         self._events = EventTable(resolved.sink_tokens)
         self._cutter = EventCutter(resolved, piece_of=piece_of)
-        self._layers: list[Layer] = [
+        self._layers: list[MemoryLayer | WindowLayer] = [
             WindowLayer(i, layer)
             if layer.window_tokens is not None
             else MemoryLayer(i, layer, resolved, self._events)
@@ -105,7 +120,7 @@ class EpisodicMemory:
 
     def read(
         self, source: Any, *, name: str | None = None, progress: Callable[[Any], None] | None = None
-    ) -> list[StoredDocument]:
+    ) -> list[DocumentRecord]:
         """Read documents with the model that made this memory.
 
         Args:
@@ -154,6 +169,7 @@ class EpisodicMemory:
             local_start=local_start,
             recall_tokens=config.recall_tokens - max(window_start - local_start, 0),
             sizes=self._events.recallable_sizes(),
+            holes=self.holes,
         )
 
     def attend(
@@ -213,33 +229,129 @@ class EpisodicMemory:
         for layer in self._layers:
             layer.commit()
         self._pending = None
-        self._events.close(
-            self._cutter.advance(token_ids, chunk_surprise, logits, self._key_graph, first=first)
-        )
+        self._events.close(self._boundaries(token_ids, chunk_surprise, logits, first=first))
         self._release_events()
+        self._seal()
+        if self.home is not None:
+            self.home.committed(self)
+
+    def _boundaries(
+        self, token_ids: TokenIds, chunk_surprise: Surprise, logits: Logits, *, first: int
+    ) -> list[int]:
+        """What the chunk made final; events also end where a document begins and ends."""
+        boundaries: list[int] = []
+        document = self.document_being_read
+        if document is not None and document.start == first:
+            boundaries += self._cutter.restart(self._key_graph)
+        boundaries += self._cutter.advance(token_ids, chunk_surprise, logits, self._key_graph, first=first)
+        if document is not None:
+            self.documents[-1] = document = dataclasses.replace(document, stop=self.num_tokens)
+            if document.stop == document.start + document.num_tokens:
+                boundaries += self._cutter.restart(self._key_graph)
+        return boundaries
+
+    @property
+    def document_being_read(self) -> DocumentRecord | None:
+        """The last document, if not all of it was read yet."""
+        if not self.documents:
+            return None
+        last = self.documents[-1]
+        return last if last.stop < last.start + last.num_tokens else None
+
+    def begin_document(self, record: DocumentRecord) -> None:
+        """From now on, what is read is this document, until all its tokens are."""
+        self._dialogue_before = self.dialogue
+        self.documents.append(record)
+        self.dialogue = "documents"
+
+    def drop_document_without_tokens(self) -> None:
+        """Undo `begin_document` where nothing of the document was committed."""
+        document = self.document_being_read
+        if document is not None and document.stop == document.start:
+            self.documents.pop()
+            self.dialogue = self._dialogue_before
+
+    def _seal(self) -> None:
+        """Encode the units that have left the window; without loss there is no hurry to."""
+        tiers = self._log.tiers
+        if tiers is None or tiers.is_exact:
+            return
+        for unit_idx, unit in self.units_that_left():
+            pages = tiers.pack(*self._log.raw(unit.start, unit.stop))
+            self._log.settle(unit_idx, tiers.add(pages, unit.stop - unit.start))
+
+    def units_that_left(self) -> list[tuple[int, Unit]]:
+        """Closed units that are raw, and that nothing asks for exactly any more."""
+        before = min(
+            self._current_view().local_start,
+            self._events.recallable_stop,
+            self._cutter.pending_start,
+            *(layer.raw_start(self.num_tokens) for layer in self._layers),
+        )
+        units = self._log.units
+        first = next((i for i in range(len(units) - 1, -1, -1) if units[i].sealed is not None), -1) + 1
+        return [(i, units[i]) for i in range(first, len(units)) if units[i].stop <= before]
 
     def _key_graph(self, start: int, stop: int) -> KeyGraph:
         return graph_of_span(self._log, self.geometry, self.config, start, stop)
 
     def _release_events(self) -> None:
         """Make recallable, and index, the events that have left the local window."""
-        start = self._events.recallable_stop
         before, after = self._events.release(self.num_tokens - self.config.local_tokens)
-        ranking = [layer for layer in self._memory_layers if layer.has_index]
+        ranking = self._ranking_layers
         if after > before and ranking:
-            sizes = self._events.recallable_sizes()[before:after]
-            index_events(self._log, ranking, start, sizes, dtype=self.geometry.dtype)
+            spans = self._events.spans(before, after)
+            index_events(
+                self._log, ranking, int(spans[0, 0]), spans[:, 1] - spans[:, 0], dtype=self.geometry.dtype
+            )
 
     @property
     def _memory_layers(self) -> list[MemoryLayer]:
         return [layer for layer in self._layers if isinstance(layer, MemoryLayer)]
+
+    @property
+    def _ranking_layers(self) -> list[MemoryLayer]:
+        return [layer for layer in self._memory_layers if layer.has_index]
+
+    @property
+    def num_representatives(self) -> int:
+        """Keys that stand for an event in the index."""
+        return self.config.representatives if self.config.event_key == "spread" else 1
+
+    def flush(self) -> None:
+        """Make what was committed durable, where this memory has a home; it happens by itself at chunks.
+
+        Raises:
+            StoreError: the disk is full or fails; nothing that was durable is lost.
+        """
+        if self.home is not None:
+            self.home.flush(self)
+
+    def close(self) -> None:
+        """Flush, and let go of the folder that the memory lives in; without one nothing happens."""
+        if self.home is not None:
+            home = self.home
+            try:
+                home.flush(self)
+            finally:
+                self.home = None
+                home.close()
+
+    def __enter__(self) -> EpisodicMemory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def fork(self) -> EpisodicMemory:
         """A memory that begins with everything in this one; what either goes on to read stays its own."""
         child = object.__new__(EpisodicMemory)
         child.geometry, child.config = self.geometry, self.config
         child.documents = list(self.documents)
+        child.holes = self.holes
+        child.home = None
         child.dialogue, child.reader = self.dialogue, self.reader
+        child._dialogue_before = self._dialogue_before
         child.read_tokens, child.read_seconds = self.read_tokens, self.read_seconds
         child._log = self._log.fork()
         child._events = self._events.copy()
@@ -250,14 +362,14 @@ class EpisodicMemory:
 
     def events(self) -> list[Event]:
         """All events in time order; the last one is still open and may be short."""
-        stops = [*self._events.stops.tolist(), self.num_tokens]
+        spans = self._events.spans(0, len(self._events)).tolist()
+        if self._events.open_start < self.num_tokens:
+            spans.append([self._events.open_start, self.num_tokens])
         known = self.surprise()
-        events, start = [], self._events.start
-        for stop in stops:
-            if stop > start:
-                events.append(Event(start, stop, mean_surprise(known[start:stop]), self._document_at(start)))
-            start = stop
-        return events
+        return [
+            Event(start, stop, mean_surprise(known[start:stop]), self._document_at(start))
+            for start, stop in spans
+        ]
 
     def closing_boundaries(self) -> list[int]:
         """Boundaries after the last closed event, as if the text ended here; changes nothing."""
@@ -285,6 +397,14 @@ class EpisodicMemory:
         for layer in self._memory_layers:
             layer.trace = trace
         return trace
+
+
+def layer_shapes(geometry: ModelGeometry) -> list[LayerShape]:
+    """What a log must know of each layer."""
+    return [
+        LayerShape(layer.num_kv_heads, layer.head_dim, layer.value_dim, geometry.dtype, layer.device)
+        for layer in geometry.layers
+    ]
 
 
 def mean_surprise(values: NDArray[np.float32]) -> float:

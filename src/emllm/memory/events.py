@@ -1,8 +1,8 @@
 """The table of events: where each one starts and stops, and which may be recalled.
 
-Events partition the log from the first token after the sinks. An event may be recalled when it has left
-the local window; the local view then begins where the last such event stops, so that no token falls
-between the views and none is in two. This module does not know keys, scores or layers.
+Events partition the log from the first token after the sinks, but for what was forgotten. An event may be
+recalled when it has left the local window; the local view then begins where the last such event stops, so
+that no token falls between the views and none is in two. This module does not know keys, scores or layers.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ class Event:
 
 
 class EventTable:
-    """Boundaries in time order. Written by the memory's `commit` only.
+    """Spans in time order. Written by the memory's `commit` only.
+
+    Attributes:
+        open_start: first token of the event that is still open.
 
     Args:
         start: first token of the first event.
     """
 
     def __init__(self, start: int) -> None:
-        self.start = start
+        self.open_start = start
+        self._starts = np.zeros(0, dtype=np.int64)
         self._stops = np.zeros(0, dtype=np.int64)
         self._num_closed = 0
         self._num_recallable = 0
@@ -52,8 +56,8 @@ class EventTable:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """First token of each closed event."""
-        return np.concatenate([[self.start], self.stops[:-1]]).astype(np.int64)[: self._num_closed]
+        """First token of each closed event; not to be written to."""
+        return self._starts[: self._num_closed]
 
     @property
     def num_recallable(self) -> int:
@@ -62,22 +66,35 @@ class EventTable:
 
     @property
     def recallable_stop(self) -> int:
-        """First token that belongs to no recallable event."""
-        return int(self._stops[self._num_recallable - 1]) if self._num_recallable else self.start
+        """First token after all recallable events."""
+        if self._num_recallable:
+            return int(self._stops[self._num_recallable - 1])
+        return int(self._starts[0]) if self._num_closed else self.open_start
 
     def recallable_sizes(self) -> NDArray[np.int64]:
         """Tokens of each recallable event."""
-        return np.diff(self._stops[: self._num_recallable], prepend=self.start)
+        return self._stops[: self._num_recallable] - self._starts[: self._num_recallable]
 
     def close(self, boundaries: Sequence[int]) -> None:
         """End events at the boundaries: each is the first token of a new event."""
-        needed = self._num_closed + len(boundaries)
+        if len(boundaries):
+            self.add(np.stack([[self.open_start, *boundaries[:-1]], boundaries], axis=1))
+            self.open_start = int(boundaries[-1])
+
+    def add(self, spans: NDArray[np.int64]) -> None:
+        """Add closed events ``[n, 2]`` after those that are here."""
+        needed = self._num_closed + len(spans)
         if needed > len(self._stops):
-            larger = np.empty(max(256, needed * 3 // 2), dtype=np.int64)
-            larger[: self._num_closed] = self.stops
-            self._stops = larger
-        self._stops[self._num_closed : needed] = boundaries
+            capacity = max(256, needed * 3 // 2)
+            self._starts = _grown(self.starts, capacity)
+            self._stops = _grown(self.stops, capacity)
+        self._starts[self._num_closed : needed] = spans[:, 0]
+        self._stops[self._num_closed : needed] = spans[:, 1]
         self._num_closed = needed
+
+    def spans(self, first: int, last: int) -> NDArray[np.int64]:
+        """Closed events ``[first, last)`` as ``[n, 2]``."""
+        return np.stack([self.starts[first:last], self.stops[first:last]], axis=1)
 
     def release(self, window_start: int) -> tuple[int, int]:
         """Make recallable what has left the window that starts at `window_start`.
@@ -94,16 +111,22 @@ class EventTable:
         if not len(events):
             return np.zeros(0, dtype=np.int64)
         rows = np.asarray(events, dtype=np.int64)
-        stops = self._stops[rows]
-        starts = np.where(rows > 0, self._stops[rows - 1], self.start)
+        starts, stops = self._starts[rows], self._stops[rows]
         sizes = stops - starts
         ends = np.cumsum(sizes)
         return np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1])
 
     def copy(self) -> EventTable:
         """The same table, to be written apart from this one."""
-        other = EventTable(self.start)
-        other._stops = self.stops.copy()
+        other = EventTable(self.open_start)
+        # Rows past num_closed belong to this table; the other grows into arrays of its own.
+        other._starts, other._stops = self.starts, self.stops
         other._num_closed = self._num_closed
         other._num_recallable = self._num_recallable
         return other
+
+
+def _grown(array: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
+    larger = np.empty(capacity, dtype=np.int64)
+    larger[: len(array)] = array
+    return larger

@@ -1,118 +1,31 @@
 """The memory of one layer: recall, lay out, attend. Reads the log and stages; `commit` alone writes.
 
-`MemoryLayer` serves full-attention layers, `WindowLayer` the plain sliding-window layers of hybrid
-models. Both share one protocol, so that the memory treats all layers alike. This module does not
-know surprise, boundaries or documents: it is told which events may be recalled.
+`MemoryLayer` serves full-attention layers, `WindowLayer` (`memory.window`) the plain sliding-window layers of
+hybrid models; the memory treats both alike. This module does not know surprise, boundaries or documents:
+it is told which events may be recalled.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from emllm.attention.context import ContextBuffers, ContextPlan, LayerContext, turned_alike
 from emllm.attention.geometry import LayerGeometry
 from emllm.attention.layout import POSITION_POLICIES
-from emllm.attention.window import attend_window
 from emllm.config import UNLIMITED_TOKENS, ResolvedConfig
 from emllm.memory.events import EventTable
+from emllm.memory.staging import AttentionOptions, LayerState, Staged, View
 from emllm.recall.budget import select_events
 from emllm.recall.event_keys import WEIGHTS_NEEDED
 from emllm.recall.index import EventIndex
 from emllm.recall.scorers import SCORERS
-from emllm.recall.trace import Habit, RecallTrace, recall_of
+from emllm.recall.trace import Habit, Recall, RecallTrace, recall_of
 from emllm.recall.weights import attention_mass, mean_logit
 from emllm.store.log import Log
-
-
-@dataclass(frozen=True)
-class AttentionOptions:
-    """What a layer's own attention adds to plain softmax attention."""
-
-    scaling: float
-    softcap: float | None = None
-    sink_logits: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class View:
-    """What every layer is told about the log before a chunk.
-
-    Attributes:
-        num_tokens: tokens in the log; the chunk comes after them.
-        sinks_stop: first token after the sinks.
-        local_start: first token of the local view.
-        recall_tokens: budget for recalled events, the overhang of the local view taken off.
-        sizes: tokens of each recallable event.
-    """
-
-    num_tokens: int
-    sinks_stop: int
-    local_start: int
-    recall_tokens: int
-    sizes: NDArray[np.int64]
-
-
-@dataclass
-class Staged:
-    """What a layer computed for a chunk that is not committed yet."""
-
-    key: Tensor
-    value: Tensor
-    context: LayerContext | None = None
-    queue: list[int] = field(default_factory=list)
-    queries: list[Tensor] = field(default_factory=list)
-    query_sums: Tensor | None = None
-    mass: Tensor | None = None
-    trace: tuple[NDArray[np.float32], list[int]] | None = None
-
-
-class WindowLayer:
-    """A layer that sees its own sliding window and nothing else."""
-
-    def __init__(self, layer_idx: int, geometry: LayerGeometry) -> None:
-        assert geometry.window_tokens is not None
-        self.layer_idx = layer_idx
-        self.geometry = geometry
-        self._window_tokens = geometry.window_tokens
-        self.staged: Staged | None = None
-
-    def attend(
-        self, log: Log, view: View, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
-    ) -> Tensor:
-        """Sliding-window attention of the chunk; stages its keys and values."""
-        self.staged = Staged(key, value)
-        start = max(0, view.num_tokens - self._window_tokens + 1)
-        num_old = view.num_tokens - start
-        old_key = key.new_empty(num_old, key.shape[0], key.shape[-1])
-        old_value = value.new_empty(num_old, value.shape[0], value.shape[-1])
-        log.gather(self.layer_idx, np.arange(start, view.num_tokens), keys=old_key, values=old_value)
-        return attend_window(
-            query,
-            torch.cat([old_key.transpose(0, 1), key], dim=1),
-            torch.cat([old_value.transpose(0, 1), value], dim=1),
-            rotation=self.geometry.rotation,
-            window_tokens=self._window_tokens,
-            scaling=options.scaling,
-            softcap=options.softcap,
-            sink_logits=options.sink_logits,
-        )
-
-    def commit(self) -> None:
-        """Forget what was staged; the log has it now."""
-        self.staged = None
-
-    def abandon(self) -> None:
-        """Forget what was staged."""
-        self.staged = None
-
-    def fork(self, events: EventTable) -> WindowLayer:
-        """The same layer for a fork; events mean nothing to it."""
-        return WindowLayer(self.layer_idx, self.geometry)
 
 
 class MemoryLayer:
@@ -131,6 +44,8 @@ class MemoryLayer:
         self.index = EventIndex(config.index_precision)
         self.staged: Staged | None = None
         self.trace: RecallTrace | None = None
+        #: What the habit was told since this was last emptied, where somebody keeps it.
+        self.journal: list[Recall] | None = None
         self._habit = Habit()
         self._context: LayerContext | None = None
         self._plan: ContextPlan | None = None
@@ -173,8 +88,8 @@ class MemoryLayer:
         """Recall, and decide what stands where."""
         num_new = query.shape[1]
         recalled = self._recall(view, query, options, staged)
-        sinks = np.arange(min(view.sinks_stop, view.num_tokens))
-        local = np.arange(view.local_start, view.num_tokens)
+        sinks = view.alive(0, min(view.sinks_stop, view.num_tokens))
+        local = view.alive(view.local_start, view.num_tokens)
         episodes = self.events.token_idx(recalled)
         # Nothing has left yet: the views are one stretch of text, and every distance is its own.
         is_whole = view.local_start <= len(sinks)
@@ -285,7 +200,10 @@ class MemoryLayer:
         if staged.trace is not None and self.trace is not None:
             self.trace.add(self.layer_idx, *staged.trace, habit=self._habit)
         elif staged.trace is not None:
-            self._habit.add(recall_of(*staged.trace))
+            recall = recall_of(*staged.trace)
+            self._habit.add(recall)
+            if self.journal is not None:
+                self.journal.append(recall)
         if staged.query_sums is not None:
             self._weights = _joined(self._weights, staged.query_sums)
         if staged.mass is not None:
@@ -295,6 +213,27 @@ class MemoryLayer:
     def abandon(self) -> None:
         """Forget what was staged; the committed context keeps its buffers."""
         self.staged = None
+
+    def raw_start(self, num_tokens: int) -> int:
+        """The first token that must stay exactly as it was computed: the present plan's local view."""
+        plan = self._plan
+        if plan is None:
+            return num_tokens
+        if plan.num_local:
+            return int(plan.token_idx[-plan.num_local])
+        return num_tokens - plan.num_chunk
+
+    def state(self) -> LayerState:
+        """What one chunk leaves for the next, but for the index and the habit."""
+        queries = torch.cat(self._queries, dim=1) if self._queries else None
+        return LayerState(self._plan, list(self._queue), queries, self._weights)
+
+    def restore(self, state: LayerState, recalls: Sequence[Recall]) -> None:
+        """Go on where another layer was, whose habit was told of these recalls."""
+        self._plan, self._queue, self._weights = state.plan, list(state.queue), state.weights
+        self._queries = [] if state.queries is None else list(state.queries.split(1, dim=1))
+        for recall in recalls:
+            self._habit.add(recall)
 
     def event_weights(self, keys: Tensor) -> Tensor | None:
         """Weights of the oldest tokens that have none of their own yet, whose keys are given."""
@@ -339,6 +278,3 @@ def _added(old: Tensor | None, new: Tensor) -> Tensor:
     if old is not None:
         new[:, : old.shape[1]] += old
     return new
-
-
-Layer = MemoryLayer | WindowLayer

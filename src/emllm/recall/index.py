@@ -168,12 +168,13 @@ class EventIndex:
         *full, last = self._slabs
         return (*self._inherited, *full, last.events(0, self._num_last))
 
-    def since(self, start: int) -> IndexPart | None:
-        """The events from `start` on as one part; None if there are none."""
+    def between(self, start: int, stop: int) -> IndexPart | None:
+        """Some of the events as one part; None if there are none."""
         pieces, first = [], 0
         for part in self.parts():
-            if first + part.num_events > start:
-                pieces.append(part.events(max(start - first, 0), part.num_events))
+            low, high = max(start - first, 0), min(stop - first, part.num_events)
+            if low < high:
+                pieces.append(part.events(low, high))
             first += part.num_events
         if not pieces:
             return None

@@ -105,6 +105,19 @@ class EventSegmenter:
         self._is_finished = True
         return boundaries
 
+    def restart(self, key_graph: GraphMaker | None = None) -> list[int]:
+        """End the open event here, where a text ends and another begins: the last boundaries.
+
+        What still waits for tokens is settled as in `finish`. Values before here count in the threshold's
+        statistics as before.
+        """
+        boundaries = self._settle(key_graph, is_end=True)
+        if self._seen > self._last:
+            boundaries.append(self._seen)
+            self._last = self._seen
+        self._candidates = ()
+        return boundaries
+
     def copy(self) -> EventSegmenter:
         """An independent continuation from here; cheap."""
         twin = EventSegmenter(self._config, start=self._start)

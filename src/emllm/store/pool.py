@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emllm.errors import ConfigError
-from emllm.store.log import LayerShape
 from emllm.store.residency import MISSING, Ids, Residency
+from emllm.store.slabs import LayerShape
 
 #: Fetches pages: ids, and where their keys ``[n, P, K, D]`` and values ``[n, P, K, E]`` go.
 FetchPages = Callable[[Ids, Tensor, Tensor], None]

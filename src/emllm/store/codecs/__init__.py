@@ -45,7 +45,7 @@ from torch import Tensor
 from emllm.errors import ConfigError
 from emllm.store.codecs.layout import Layout
 from emllm.store.codecs.packings import CHANNELS, TOKENS, Float8, Integer, Packing, Plain
-from emllm.store.log import LayerShape
+from emllm.store.slabs import LayerShape
 
 _MakePacking = Callable[[Layout, LayerShape, tuple[int, int, int], int], Packing]
 

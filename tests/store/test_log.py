@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 from torch import Tensor
 
-from emllm.store import log as log_module
-from emllm.store.log import LayerShape, RamLog
+from emllm.store import slabs as slabs_module
+from emllm.store.log import LayerShape, Log
 
 CPU = torch.device("cpu")
 #: Layers that differ in heads, widths and dtype, as those of hybrid models do.
@@ -56,7 +56,7 @@ def as_bits(x: Tensor) -> Tensor:
     return x.view(torch.int32 if x.dtype == torch.float32 else torch.int16)
 
 
-def assert_gathers(log: RamLog, oracle: Oracle, layer_idx: int, token_idx: np.ndarray) -> None:
+def assert_gathers(log: Log, oracle: Oracle, layer_idx: int, token_idx: np.ndarray) -> None:
     shape = SHAPES[layer_idx]
     keys = torch.empty(len(token_idx), shape.num_kv_heads, shape.head_dim, dtype=shape.dtype)
     values = torch.empty(len(token_idx), shape.num_kv_heads, shape.value_dim, dtype=shape.dtype)
@@ -76,11 +76,11 @@ class LogMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pairs: list[tuple[RamLog, Oracle]] = []
+        self.pairs: list[tuple[Log, Oracle]] = []
 
     @initialize(target=logs)
     def empty(self):
-        self.pairs.append((RamLog(SHAPES), Oracle()))
+        self.pairs.append((Log(SHAPES), Oracle()))
         return self.pairs[-1]
 
     @rule(pair=logs, num_tokens=st.sampled_from([1, 1, 2, 5, 9, 30]), seed=st.integers(0, 9999))
@@ -126,8 +126,8 @@ class LogMachine(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch):
     """Segments of 4 to 16 tokens, so that a few tokens cross many borders."""
-    monkeypatch.setattr(log_module, "FIRST_SEGMENT_TOKENS", 4)
-    monkeypatch.setattr(log_module, "LARGEST_SEGMENT_TOKENS", 16)
+    monkeypatch.setattr(slabs_module, "FIRST_SLAB_TOKENS", 4)
+    monkeypatch.setattr("emllm.store.log.LARGEST_SLAB_TOKENS", 16)
 
 
 @pytest.mark.usefixtures("small_segments")
@@ -135,8 +135,8 @@ class TestLog(LogMachine.TestCase):
     settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
 
 
-def filled(num_tokens: int, *, seed: int = 0) -> tuple[RamLog, Oracle]:
-    log, oracle, chunk = RamLog(SHAPES), Oracle(), Chunk(num_tokens, seed)
+def filled(num_tokens: int, *, seed: int = 0) -> tuple[Log, Oracle]:
+    log, oracle, chunk = Log(SHAPES), Oracle(), Chunk(num_tokens, seed)
     log.append(chunk.keys, chunk.values, chunk.token_ids, chunk.surprise)
     oracle.append(chunk)
     return log, oracle
@@ -152,7 +152,7 @@ def test_what_is_read_is_a_copy():
 
 
 def test_what_was_appended_may_be_reused_by_its_owner():
-    log, oracle, chunk = RamLog(SHAPES), Oracle(), Chunk(7, 3)
+    log, oracle, chunk = Log(SHAPES), Oracle(), Chunk(7, 3)
     log.append(chunk.keys, chunk.values, chunk.token_ids, chunk.surprise)
     oracle.append(Chunk(7, 3))
     for x in (*chunk.keys, *chunk.values):
@@ -167,24 +167,24 @@ def test_what_was_appended_may_be_reused_by_its_owner():
 
 def test_a_fork_costs_only_its_own_tokens():
     log, _ = filled(1000)
-    before = {segment.keys[0].data_ptr() for segment in log._segments}
+    before = {slab.keys[0].data_ptr() for slab in log._slabs._slabs}
     child = log.fork()
-    assert {segment.keys[0].data_ptr() for segment in child._segments} == before
+    assert {slab.keys[0].data_ptr() for slab in child._slabs._slabs} == before
     chunk = Chunk(3, 1)
     child.append(chunk.keys, chunk.values, chunk.token_ids, chunk.surprise)
-    (own,) = {segment.keys[0].data_ptr() for segment in child._segments} - before
-    assert child._segments[-1].capacity <= 16 and own
+    (own,) = {slab.keys[0].data_ptr() for slab in child._slabs._slabs} - before
+    assert child._slabs._slabs[-1].capacity <= 16 and own
 
 
-def test_segments_grow_and_are_bounded():
+def test_slabs_grow_and_are_bounded():
     log, _ = filled(200)
-    capacities = [segment.capacity for segment in log._segments]
+    capacities = [slab.capacity for slab in log._slabs._slabs]
     assert capacities == [4, 8, *[16] * 12]
 
 
 def test_a_log_written_in_inference_mode_goes_on_outside():
     """Buffers born in inference mode could not be written later."""
-    log, oracle = RamLog(SHAPES), Oracle()
+    log, oracle = Log(SHAPES), Oracle()
     for seed, is_inference in enumerate([True, False, True]):
         chunk = Chunk(6, seed)
         with torch.inference_mode(is_inference):
@@ -195,4 +195,4 @@ def test_a_log_written_in_inference_mode_goes_on_outside():
 
 
 def test_gathering_nothing_from_an_empty_log_is_allowed():
-    assert_gathers(RamLog(SHAPES), Oracle(), 0, np.zeros(0, dtype=np.int64))
+    assert_gathers(Log(SHAPES), Oracle(), 0, np.zeros(0, dtype=np.int64))

@@ -1,0 +1,261 @@
+"""The home of a memory: the folder that it is read from, and that every commit is written to.
+
+A unit of the log (a chunk, as a rule) is one file, written once. With a lossless codec that file is final;
+with a lossy one the unit is first kept raw, for it is still in the local window, and written again when it is
+sealed. What one chunk leaves for the next, and tokens that make no unit yet, are in a file of their own that
+every commit replaces. This module does not know how files are made durable, nor what a layer keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from emllm.memory.snapshot import (
+    add_event_keys,
+    event_key_tensors,
+    recall_tensors,
+    recalls_of,
+    restore,
+    snapshot,
+)
+from emllm.recall.trace import Recall
+from emllm.store.contents import Change
+from emllm.store.files import FileRecord, TensorFile
+from emllm.store.folder import MemoryFolder
+from emllm.store.log import Unit
+from emllm.store.tiers import FilePages, PackedPages, Tiers
+
+if TYPE_CHECKING:
+    from emllm.memory.episodic import EpisodicMemory
+
+#: Tensors of a file that hold one unit's part of what only grows.
+GROWING = ("event_keys", "event_scales", "recall_rows", "recall_events", "recall_standing")
+
+
+@dataclass
+class _Kept:
+    """What is known of a closed unit: its events, its recalls, and the file that it is in."""
+
+    first_event: int
+    last_event: int
+    recalls: dict[int, list[Recall]] = field(default_factory=dict)
+    record: FileRecord | None = None
+
+
+class FolderHome:
+    """Keeps a memory in a folder that is open for writing."""
+
+    def __init__(self, folder: MemoryFolder) -> None:
+        self._folder = folder
+        #: One per unit of the log; only those of units that are not in a final file hold recalls.
+        self._kept: list[_Kept] = []
+        self._num_final = 0
+        self._num_events = 0
+        self._state_record: FileRecord | None = None
+        self._loose: dict[int, list[Recall]] = {}
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return str(self._folder.path)
+
+    def settle(self, memory: EpisodicMemory) -> None:
+        """Read what the folder holds into an empty memory, and keep it from now on."""
+        self._kept, self._state_record, self._loose = load(self._folder, memory)
+        finals = [kept.record is not None and kept.record.kind == "segment" for kept in self._kept]
+        self._num_final = finals.index(False) if False in finals else len(finals)
+        self._num_events = len(self._folder.contents.events)
+        memory.home = self
+        for layer in memory._memory_layers:
+            layer.journal = []
+
+    def committed(self, memory: EpisodicMemory) -> None:
+        """Write what is new as soon as a unit is whole."""
+        for layer in memory._memory_layers:
+            assert layer.journal is not None
+            self._loose.setdefault(layer.layer_idx, []).extend(layer.journal)
+            layer.journal = []
+        if len(memory._log.units) > len(self._kept):
+            first = self._kept[-1].last_event if self._kept else 0
+            self._kept.append(_Kept(first, memory._events.num_recallable, self._loose))
+            self._loose = {}
+            self.flush(memory)
+
+    def flush(self, memory: EpisodicMemory) -> None:
+        """Make everything that was committed durable.
+
+        Raises:
+            StoreError: the disk is full or fails; what was durable stays so, and the next call tries again.
+        """
+        log = memory._log
+        tiers = log.tiers
+        assert tiers is not None
+        dropped = [] if self._state_record is None else [self._state_record.name]
+        new: dict[int, FileRecord] = {}
+        for unit_idx in range(self._num_final, len(self._kept)):
+            kept, unit = self._kept[unit_idx], log.units[unit_idx]
+            is_final = tiers.is_exact or unit.sealed is not None
+            if kept.record is None or is_final:
+                new[unit_idx] = self._write_unit(memory, unit, kept, is_final=is_final)
+                if kept.record is not None:
+                    dropped.append(kept.record.name)
+        numbers, state = self._write_state(memory)
+        events = memory._events
+        self._folder.commit(
+            Change(
+                num_tokens=memory.num_tokens,
+                new_files=[*new.values(), state],
+                dropped_files=dropped,
+                first_new_event=self._num_events,
+                new_events=events.spans(self._num_events, events.num_recallable),
+                documents=memory.documents,
+                state={**numbers, "state_file": state.name},
+            )
+        )
+        self._state_record = state
+        self._num_events = events.num_recallable
+        for unit_idx, record in new.items():
+            self._kept[unit_idx].record = record
+        self._hand_over(memory)
+
+    def _write_unit(self, memory: EpisodicMemory, unit: Unit, kept: _Kept, *, is_final: bool) -> FileRecord:
+        log, tiers = memory._log, memory._log.tiers
+        assert tiers is not None
+        if unit.sealed is not None:
+            assert isinstance(unit.sealed.pages, PackedPages)
+            pages = unit.sealed.pages
+        else:
+            pages = tiers.pack(*log.raw(unit.start, unit.stop), is_raw=not is_final)
+        tensors = self._unit_tensors(memory, unit.start, unit.stop, pages)
+        tensors.update(event_key_tensors(memory._ranking_layers, kept.first_event, kept.last_event))
+        tensors.update(recall_tensors(kept.recalls))
+        kind = "segment" if is_final else "recent"
+        num_events = kept.last_event - kept.first_event
+        return self._folder.add(kind, unit.start, unit.stop, tensors, num_events)
+
+    def _write_state(self, memory: EpisodicMemory) -> tuple[dict[str, Any], FileRecord]:
+        """The file that holds the tokens of no unit, and what one chunk leaves for the next."""
+        log, tiers = memory._log, memory._log.tiers
+        assert tiers is not None
+        numbers, tensors = snapshot(memory)
+        start, stop = log.open_start, memory.num_tokens
+        if stop > start:
+            pages = tiers.pack(*log.raw(start, stop), is_raw=True)
+            tensors.update(self._unit_tensors(memory, start, stop, pages))
+        first = self._kept[-1].last_event if self._kept else 0
+        last = memory._events.num_recallable
+        tensors.update(event_key_tensors(memory._ranking_layers, first, last))
+        tensors.update(recall_tensors(self._loose))
+        if not tensors:
+            tensors["state.empty"] = torch.zeros(1, dtype=torch.uint8)
+        return numbers, self._folder.add("recent", start, stop, tensors, last - first)
+
+    @staticmethod
+    def _unit_tensors(memory: EpisodicMemory, start: int, stop: int, pages: PackedPages) -> dict[str, Tensor]:
+        tensors = {f"pages.{layer_idx}": layer for layer_idx, layer in enumerate(pages.layers)}
+        tensors["token_ids"] = torch.from_numpy(memory.token_ids(start, stop)).to(torch.int32)
+        tensors["surprise"] = torch.from_numpy(memory.surprise(start, stop))
+        return tensors
+
+    def _hand_over(self, memory: EpisodicMemory) -> None:
+        """Units that are in a final file need no RAM any more, once they have left the window."""
+        log, tiers = memory._log, memory._log.tiers
+        assert tiers is not None
+        for unit_idx in range(self._num_final, len(self._kept)):
+            kept, sealed = self._kept[unit_idx], log.units[unit_idx].sealed
+            if kept.record is None or kept.record.kind != "segment":
+                break
+            if sealed is not None:
+                sealed.pages = FilePages(self._folder.file(kept.record))
+            kept.recalls = {}
+            self._num_final = unit_idx + 1
+        if tiers.is_exact:
+            for unit_idx, unit in memory.units_that_left():
+                record = self._kept[unit_idx].record
+                if record is None:
+                    break
+                pages = FilePages(self._folder.file(record))
+                log.settle(unit_idx, tiers.add(pages, unit.stop - unit.start))
+
+    def close(self) -> None:
+        """Let go of the folder; what was not flushed is lost."""
+        self._folder.close()
+
+
+def load(
+    folder: MemoryFolder, memory: EpisodicMemory
+) -> tuple[list[_Kept], FileRecord | None, dict[int, list[Recall]]]:
+    """Read what a folder holds into an empty memory.
+
+    Returns:
+        What is known of each unit, the file of the state, and the recalls that belong to no unit yet.
+
+    Raises:
+        StoreError: a file is missing, damaged, or not of this memory.
+    """
+    contents = folder.contents
+    tiers = memory._log.tiers
+    assert tiers is not None
+    if not contents.files:
+        return [], None, {}
+    state_record = next(one for one in contents.files if one.name == contents.state["state_file"])
+    state = _read_all(folder.file(state_record), "state.")
+    centres = {
+        layer.layer_idx: state[f"state.centre.{layer.layer_idx}"]
+        for layer in memory._memory_layers
+        if f"state.centre.{layer.layer_idx}" in state
+    }
+    kept: list[_Kept] = []
+    recalls: dict[int, list[Recall]] = {}
+    own: dict[int, list[Recall]] = {}
+    first_event = 0
+    for record in contents.files:
+        file = folder.file(record)
+        growing = {name: file.read(name) for name in GROWING if name in file.names}
+        add_event_keys(
+            memory._ranking_layers,
+            growing,
+            record.num_events,
+            num_representatives=memory.num_representatives,
+            centres=centres,
+        )
+        own = recalls_of(growing)
+        for layer_idx, some in own.items():
+            recalls.setdefault(layer_idx, []).extend(some)
+        if record.stop > record.start:
+            _load_unit(file, record, memory, tiers, is_closed=record is not state_record)
+        if record is not state_record:
+            is_final = record.kind == "segment"
+            last_event = first_event + record.num_events
+            kept.append(_Kept(first_event, last_event, {} if is_final else own, record))
+            first_event = last_event
+    memory.documents = list(contents.documents)
+    restore(memory, contents.state, state, events=contents.events, recalls=recalls)
+    return kept, state_record, own
+
+
+def _load_unit(
+    file: TensorFile, record: FileRecord, memory: EpisodicMemory, tiers: Tiers, *, is_closed: bool
+) -> None:
+    token_ids = file.read("token_ids").long().numpy()
+    surprise = file.read("surprise").numpy()
+    num_tokens = record.stop - record.start
+    if record.kind == "segment":
+        memory._log.restore(token_ids, surprise, tiers.add(FilePages(file), num_tokens))
+        return
+    keys, values = [], []
+    for layer_idx in range(memory.geometry.num_layers):
+        pages = file.read(f"pages.{layer_idx}")
+        key, value = tiers.unpack_raw(layer_idx, pages, num_tokens)
+        keys.append(key)
+        values.append(value)
+    memory._log.restore(token_ids, surprise, (keys, values), is_closed=is_closed)
+
+
+def _read_all(file: TensorFile, prefix: str) -> Mapping[str, Tensor]:
+    return {name: file.read(name) for name in file.names if name.startswith(prefix)}

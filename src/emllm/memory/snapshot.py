@@ -1,0 +1,198 @@
+"""What a memory keeps from one chunk to the next, as numbers for JSON and tensors, and back.
+
+Together with the log, the events' spans and keys, and the recalls that made the habits, this is all of a
+memory: one that is restored goes on exactly as the one that was written would have. This module does not know
+where any of it is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emllm.attention.context import ContextPlan
+from emllm.attention.layout import Layout
+from emllm.memory.layer import MemoryLayer
+from emllm.memory.staging import LayerState
+from emllm.recall.index import IndexPart
+from emllm.recall.trace import Recall
+
+if TYPE_CHECKING:
+    from emllm.memory.episodic import EpisodicMemory
+
+
+def snapshot(memory: EpisodicMemory) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All but the log, the recallable events, their keys, and the habits."""
+    numbers, last_logits = memory._cutter.state()
+    tensors: dict[str, Tensor] = {}
+    if last_logits is not None:
+        tensors["state.last_logits"] = last_logits.cpu()
+    layers = {}
+    for layer in memory._memory_layers:
+        state = layer.state()
+        layers[str(layer.layer_idx)] = {"plan": _plan_numbers(state.plan), "queue": state.queue}
+        kept = {"queries": state.queries, "weights": state.weights, "centre": layer.index.centre}
+        for name, tensor in kept.items():
+            if tensor is not None:
+                tensors[f"state.{name}.{layer.layer_idx}"] = tensor.cpu()
+    events = memory._events
+    return {
+        "dialogue": memory.dialogue,
+        "read_tokens": memory.read_tokens,
+        "read_seconds": memory.read_seconds,
+        "holes": memory.holes.tolist(),
+        "events_in_window": events.spans(events.num_recallable, len(events)).tolist(),
+        "event_open_start": events.open_start,
+        "cutter": numbers,
+        "layers": layers,
+    }, tensors
+
+
+def restore(
+    memory: EpisodicMemory,
+    numbers: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    events: NDArray[np.int64],
+    recalls: Mapping[int, Sequence[Recall]],
+) -> None:
+    """Make an empty memory, whose log and index are filled already, the one that was taken a snapshot of.
+
+    Args:
+        events: spans of the recallable events.
+        recalls: by layer, all that made its habit.
+    """
+    memory.dialogue = numbers["dialogue"]
+    memory.read_tokens, memory.read_seconds = numbers["read_tokens"], numbers["read_seconds"]
+    memory.holes = np.array(numbers["holes"], dtype=np.int64).reshape(-1, 2)
+    table = memory._events
+    table.add(events)
+    table.release(int(events[-1, 1]) if len(events) else 0)
+    table.add(np.array(numbers["events_in_window"], dtype=np.int64).reshape(-1, 2))
+    table.open_start = numbers["event_open_start"]
+    last_logits = tensors.get("state.last_logits")
+    device = memory.geometry.layers[-1].device
+    memory._cutter.restore(numbers["cutter"], None if last_logits is None else last_logits.to(device))
+    for layer in memory._memory_layers:
+        kept = numbers["layers"][str(layer.layer_idx)]
+        queries, weights = (
+            None if tensor is None else tensor.to(layer.geometry.device)
+            for tensor in (tensors.get(f"state.{name}.{layer.layer_idx}") for name in ("queries", "weights"))
+        )
+        state = LayerState(_plan(kept["plan"]), kept["queue"], queries, weights)
+        layer.restore(state, recalls.get(layer.layer_idx, ()))
+
+
+def _plan_numbers(plan: ContextPlan | None) -> dict[str, Any] | None:
+    if plan is None:
+        return None
+    cuts = np.flatnonzero(np.diff(plan.token_idx) != 1) + 1
+    runs = [[int(run[0]), int(run[-1]) + 1] for run in np.split(plan.token_idx, cuts) if len(run)]
+    layout = plan.layout
+    return {
+        "runs": runs,
+        "layout": [layout.num_far, layout.far_distance, layout.num_near],
+        "num_local": plan.num_local,
+        "first_chunk": plan.first_chunk,
+        "max_chunk": plan.max_chunk,
+        "num_chunk": plan.num_chunk,
+    }
+
+
+def _plan(numbers: Mapping[str, Any] | None) -> ContextPlan | None:
+    if numbers is None:
+        return None
+    runs = [np.arange(start, stop) for start, stop in numbers["runs"]]
+    return ContextPlan(
+        token_idx=np.concatenate([np.zeros(0, dtype=np.int64), *runs]),
+        layout=Layout(*numbers["layout"]),
+        num_local=numbers["num_local"],
+        first_chunk=numbers["first_chunk"],
+        max_chunk=numbers["max_chunk"],
+        num_chunk=numbers["num_chunk"],
+    )
+
+
+def event_key_tensors(layers: Sequence[MemoryLayer], first: int, last: int) -> dict[str, Tensor]:
+    """Event keys ``[first, last)`` of all layers as two long tensors."""
+    keys, scales = [], []
+    for layer in layers:
+        part = layer.index.between(first, last)
+        if part is not None:
+            keys.append(part.keys.reshape(-1).cpu())
+            if part.scales is not None:
+                scales.append(part.scales.reshape(-1).cpu())
+    tensors = {}
+    if keys:
+        tensors["event_keys"] = torch.cat(keys)
+    if scales:
+        tensors["event_scales"] = torch.cat(scales)
+    return tensors
+
+
+def add_event_keys(
+    layers: Sequence[MemoryLayer],
+    tensors: Mapping[str, Tensor],
+    num_events: int,
+    *,
+    num_representatives: int,
+    centres: Mapping[int, Tensor],
+) -> None:
+    """Put event keys back into each layer's index.
+
+    Args:
+        num_events: in these tensors.
+        num_representatives: keys of an event.
+        centres: what each layer's encoder took off.
+    """
+    if "event_keys" not in tensors:
+        return
+    first_key = first_scale = 0
+    keys, scales = tensors["event_keys"], tensors.get("event_scales")
+    for layer in layers:
+        geometry = layer.geometry
+        size = (geometry.num_kv_heads, num_representatives, num_events, geometry.head_dim)
+        num_keys = int(np.prod(size))
+        own = keys[first_key : first_key + num_keys].view(size)
+        first_key += num_keys
+        own_scales = None
+        if scales is not None:
+            num_scales = geometry.num_kv_heads * num_events
+            own_scales = scales[first_scale : first_scale + num_scales]
+            own_scales = own_scales.view(geometry.num_kv_heads, num_events).to(geometry.device)
+            first_scale += num_scales
+        part = IndexPart(own.to(geometry.device), own_scales)
+        centre = centres.get(layer.layer_idx)
+        layer.index.append_encoded(part, None if centre is None else centre.to(geometry.device))
+
+
+def recall_tensors(recalls: Mapping[int, Sequence[Recall]]) -> dict[str, Tensor]:
+    """Recalls of all layers: rows ``(layer, ranked events, recalled events)``, then what was recalled."""
+    rows = [(layer_idx, one.num_events, len(one.events)) for layer_idx, own in recalls.items() for one in own]
+    if not rows:
+        return {}
+    every = [one for own in recalls.values() for one in own]
+    return {
+        "recall_rows": torch.tensor(rows, dtype=torch.int32),
+        "recall_events": torch.from_numpy(np.concatenate([one.events for one in every])),
+        "recall_standing": torch.from_numpy(np.concatenate([one.standing for one in every])),
+    }
+
+
+def recalls_of(tensors: Mapping[str, Tensor]) -> dict[int, list[Recall]]:
+    """Recalls by layer."""
+    recalls: dict[int, list[Recall]] = {}
+    if "recall_rows" not in tensors:
+        return recalls
+    events, standing = tensors["recall_events"].numpy(), tensors["recall_standing"].numpy()
+    first = 0
+    for layer_idx, num_events, num_recalled in tensors["recall_rows"].tolist():
+        span = slice(first, first + num_recalled)
+        recalls.setdefault(layer_idx, []).append(Recall(num_events, events[span], standing[span]))
+        first += num_recalled
+    return recalls

@@ -1,0 +1,228 @@
+"""The tiers in which sealed pages lie: `device` and `host`, bounded, least recently used out first.
+
+Pages are fetched upwards when a layer gathers their tokens: from the file (`disk`) or from RAM, through the
+`host` tier of encoded pages if there is one, decoded into the `device` tier of the layer. On a CPU the device
+is RAM too, and a host tier only pays where the codec is smaller than the model's dtype. What was read from
+disk is followed by its neighbours in time, which the system is told to read ahead. Where a page lies never
+changes a result.
+
+This module does not know which tokens a unit holds, nor when it is sealed.
+"""
+
+from __future__ import annotations
+
+import bisect
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emllm.store.codecs import make_codec
+from emllm.store.files import TensorFile
+from emllm.store.pool import PackedPool, PagePool
+from emllm.store.sizes import PAGE_TOKENS
+from emllm.store.slabs import LayerShape
+
+#: Threads that read one layer's missing pages from files at once.
+READERS = 4
+#: Pages a tier holds at least, per layer.
+LEAST_PAGES = 4
+
+
+class Pages(Protocol):
+    """Where the encoded pages of a sealed unit lie."""
+
+    def read(self, layer_idx: int, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Copy pages ``[n, page_bytes]`` of a layer."""
+        ...
+
+    def will_need(self, layer_idx: int, rows: NDArray[np.int64]) -> None:
+        """These pages may be read soon."""
+        ...
+
+
+class PackedPages:
+    """Pages in RAM: per layer ``[num_pages, page_bytes]`` uint8 on the CPU."""
+
+    def __init__(self, layers: Sequence[Tensor]) -> None:
+        self.layers = layers
+
+    def read(self, layer_idx: int, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """See `Pages.read`."""
+        np.take(self.layers[layer_idx].numpy(), rows, axis=0, out=out)
+
+    def will_need(self, layer_idx: int, rows: NDArray[np.int64]) -> None:
+        """They are here."""
+
+
+class FilePages:
+    """Pages in a file of a memory's folder."""
+
+    def __init__(self, file: TensorFile) -> None:
+        self._file = file
+
+    def read(self, layer_idx: int, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """See `Pages.read`; every page is checked.
+
+        Raises:
+            StoreError: the file is not as it was written.
+        """
+        self._file.read_rows(f"pages.{layer_idx}", rows, out)
+
+    def will_need(self, layer_idx: int, rows: NDArray[np.int64]) -> None:
+        """See `Pages.will_need`."""
+        self._file.will_need(f"pages.{layer_idx}", rows)
+
+
+class Sealed:
+    """A sealed unit: its place among the page ids, and where its pages lie now (`pages` may be replaced)."""
+
+    def __init__(self, first_page: int, num_pages: int, pages: Pages) -> None:
+        self.first_page = first_page
+        self.num_pages = num_pages
+        self.pages = pages
+
+
+class Tiers:
+    """Pools of one memory and its forks.
+
+    Args:
+        shapes: one per layer.
+        codec: of sealed pages.
+        device_budget: bytes of decoded pages on the layers' devices, all layers together.
+        host_budget: bytes of encoded pages in RAM; 0 is no host tier.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[LayerShape],
+        *,
+        codec: str,
+        device_budget: int,
+        host_budget: int = 0,
+        page_tokens: int = PAGE_TOKENS,
+    ) -> None:
+        self.page_tokens = page_tokens
+        self.is_exact = codec == "exact"
+        self._shapes = tuple(shapes)
+        self._codecs = [make_codec(codec, shape, page_tokens) for shape in shapes]
+        self._raw_codecs = [make_codec("exact", shape, page_tokens) for shape in shapes]
+        raw_bytes = sum(one.page_bytes for one in self._raw_codecs)
+        capacity = max(LEAST_PAGES, device_budget // max(raw_bytes, 1))
+        self._pools = [PagePool(shape, page_tokens, capacity) for shape in shapes]
+        packed_bytes = sum(one.page_bytes for one in self._codecs)
+        on_gpu = any(shape.device.type == "cuda" for shape in shapes)
+        kept = max(LEAST_PAGES, host_budget // max(packed_bytes, 1))
+        self._host = (
+            [PackedPool(one.page_bytes, kept, pin=on_gpu) for one in self._codecs] if host_budget else None
+        )
+        self._num_pages = 0
+        self._firsts: list[int] = []
+        self._units: weakref.WeakValueDictionary[int, Sealed] = weakref.WeakValueDictionary()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="emllm-pages")
+
+    def num_pages(self, num_tokens: int) -> int:
+        """Pages of a unit of so many tokens; the last may be short."""
+        return -(-num_tokens // self.page_tokens)
+
+    def add(self, pages: Pages, num_tokens: int) -> Sealed:
+        """A sealed unit whose pages lie there."""
+        num_pages = self.num_pages(num_tokens)
+        sealed = Sealed(self._num_pages, num_pages, pages)
+        self._firsts.append(sealed.first_page)
+        self._units[sealed.first_page] = sealed
+        self._num_pages += num_pages
+        return sealed
+
+    def pack(self, keys: Sequence[Tensor], values: Sequence[Tensor], *, is_raw: bool = False) -> PackedPages:
+        """Encode a unit: per layer keys and values ``[T, K, D]``.
+
+        Args:
+            is_raw: as they are, whatever the codec.
+        """
+        codecs = self._raw_codecs if is_raw else self._codecs
+        layers = zip(codecs, keys, values, strict=True)
+        return PackedPages(
+            [codec.encode(self._paged(key), self._paged(value)).cpu() for codec, key, value in layers]
+        )
+
+    def unpack_raw(self, layer_idx: int, pages: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[K, T, D]`` of a unit that was packed as it was."""
+        shape = self._shapes[layer_idx]
+        size = (len(pages), self.page_tokens, shape.num_kv_heads)
+        keys = torch.empty(*size, shape.head_dim, dtype=shape.dtype, device=shape.device)
+        values = torch.empty(*size, shape.value_dim, dtype=shape.dtype, device=shape.device)
+        self._raw_codecs[layer_idx].decode(pages, keys=keys, values=values)
+        flat = (x.flatten(0, 1)[:num_tokens].transpose(0, 1) for x in (keys, values))
+        return next(flat), next(flat)
+
+    def _paged(self, x: Tensor) -> Tensor:
+        """Tokens ``[T, K, D]`` as pages ``[n, P, K, D]``; the last token fills the last page."""
+        missing = -len(x) % self.page_tokens
+        if missing:
+            x = torch.cat([x, x[-1:].expand(missing, -1, -1)])
+        return x.unflatten(0, (-1, self.page_tokens))
+
+    def gather(
+        self,
+        layer_idx: int,
+        pages: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        *,
+        keys: Tensor,
+        values: Tensor | None,
+    ) -> None:
+        """Copy tokens, each given by its page and its row in it, into ``keys [S, K, D]`` and `values`."""
+
+        def fetch(ids: NDArray[np.int64], key_out: Tensor, value_out: Tensor) -> None:
+            packed = np.empty((len(ids), self._codecs[layer_idx].page_bytes), dtype=np.uint8)
+            if self._host is None:
+                self._read(layer_idx, ids, packed)
+            else:
+                self._host[layer_idx].read(
+                    ids, lambda missing, out: self._read(layer_idx, missing, out), out=packed
+                )
+            self._codecs[layer_idx].decode(torch.from_numpy(packed), keys=key_out, values=value_out)
+
+        self._pools[layer_idx].gather(pages, rows, fetch, keys=keys, values=values)
+
+    def _read(self, layer_idx: int, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Encoded pages from where they lie, units side by side; their neighbours are told to come."""
+        order = np.argsort(ids, kind="stable")
+        is_sorted = bool((order == np.arange(len(order))).all())
+        target = out if is_sorted else np.empty_like(out)
+        wanted = ids[order]
+        jobs: list[tuple[Sealed, NDArray[np.int64], NDArray[np.uint8]]] = []
+        low = 0
+        while low < len(wanted):
+            first = self._firsts[bisect.bisect_right(self._firsts, int(wanted[low])) - 1]
+            sealed = self._units[first]
+            high = int(np.searchsorted(wanted, first + sealed.num_pages))
+            jobs.append((sealed, wanted[low:high] - first, target[low:high]))
+            low = high
+        if len(jobs) == 1 or isinstance(jobs[0][0].pages, PackedPages):
+            for sealed, rows, piece in jobs:
+                sealed.pages.read(layer_idx, rows, piece)
+        else:
+            reading = [
+                self._readers.submit(sealed.pages.read, layer_idx, rows, piece)
+                for sealed, rows, piece in jobs
+            ]
+            for one in reading:
+                one.result()
+        for sealed, rows, _ in jobs:
+            near = np.setdiff1d(np.concatenate([rows - 1, rows + 1]), rows)
+            near = near[(near >= 0) & (near < sealed.num_pages)]
+            if len(near):
+                sealed.pages.will_need(layer_idx, near)
+        if not is_sorted:
+            out[order] = target
+
+    def close(self) -> None:
+        """Let the reading threads go."""
+        self._readers.shutdown(wait=True)
