@@ -149,6 +149,8 @@ class EpisodicMemory:
             raise InputError("a chunk needs at least one token, got 0")
         self.abandon()
         self._pending = token_ids
+        if any(layer.will_recall(len(token_ids)) for layer in self._memory_layers):
+            self._seal()
         self._view = self._current_view()
 
     def abandon(self) -> None:
@@ -231,7 +233,6 @@ class EpisodicMemory:
         self._pending = None
         self._events.close(self._boundaries(token_ids, chunk_surprise, logits, first=first))
         self._release_events()
-        self._seal()
         if self.home is not None:
             self.home.committed(self)
 
@@ -272,7 +273,11 @@ class EpisodicMemory:
             self.dialogue = self._dialogue_before
 
     def _seal(self) -> None:
-        """Encode the units that have left the window; without loss there is no hurry to."""
+        """Encode the units that have left the window; without loss there is no hurry to.
+
+        Done before a context is laid out and not while it lasts, so that one which is rebuilt from its plan
+        holds the same bits.
+        """
         tiers = self._log.tiers
         if tiers is None or tiers.is_exact:
             return
@@ -286,7 +291,7 @@ class EpisodicMemory:
             self._current_view().local_start,
             self._events.recallable_stop,
             self._cutter.pending_start,
-            *(layer.raw_start(self.num_tokens) for layer in self._layers),
+            *(one.raw_start(self.num_tokens) for one in self._layers if isinstance(one, WindowLayer)),
         )
         units = self._log.units
         first = next((i for i in range(len(units) - 1, -1, -1) if units[i].sealed is not None), -1) + 1

@@ -66,7 +66,7 @@ class MemoryLayer:
         """Attention of a chunk over the three views and itself; stages, and changes nothing else."""
         self.abandon()
         staged = Staged(key, value)
-        if query.shape[1] == 1 and self._plan is not None and self._plan.room >= 1:
+        if not self.will_recall(query.shape[1]):
             context = self._current_context(log, key, value)
             staged.queue = self._queue
             staged.queries = [*self._queries, query.clone()]
@@ -214,14 +214,9 @@ class MemoryLayer:
         """Forget what was staged; the committed context keeps its buffers."""
         self.staged = None
 
-    def raw_start(self, num_tokens: int) -> int:
-        """The first token that must stay exactly as it was computed: the present plan's local view."""
-        plan = self._plan
-        if plan is None:
-            return num_tokens
-        if plan.num_local:
-            return int(plan.token_idx[-plan.num_local])
-        return num_tokens - plan.num_chunk
+    def will_recall(self, num_new: int) -> bool:
+        """Whether a chunk of so many tokens is laid out anew; else it goes on in the committed context."""
+        return num_new > 1 or self._plan is None or self._plan.room < 1
 
     def state(self) -> LayerState:
         """What one chunk leaves for the next, but for the index and the habit."""
