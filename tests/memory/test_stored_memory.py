@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.driven_memory import event_spans, geometry, random_tape, read
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.driven_memory import (
+    Tape,
+    event_spans,
+    geometry,
+    memory_layers,
+    random_tape,
+    read,
+    staged_plan,
+)
 from tests.support.memory_cases import (
     HYBRID,
     assert_same_bits,
@@ -20,6 +30,8 @@ from tests.support.memory_cases import (
 from emllm.config import CODECS
 from emllm.memory import EpisodicMemory
 from emllm.memory.stored import open_memory
+from emllm.store.contents import DocumentRecord
+from emllm.store.maintenance import verify
 
 NUM_TOKENS = 150
 folders = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -63,3 +75,57 @@ def test_a_reopened_memory_goes_on_as_one_in_ram_does_to_the_last_bit(tmp_path, 
         stored = opened(path, shape, config)
         assert_same_memory(stored, in_ram, shape)
     stored.close()
+
+
+def document(name: str, start: int, num_tokens: int) -> DocumentRecord:
+    return DocumentRecord(name, start, start, num_tokens, name, "text", num_tokens, 0.0)
+
+
+def read_documents(memory: EpisodicMemory, tape: Tape, lengths: Sequence[int]) -> None:
+    for number, length in enumerate(lengths):
+        memory.begin_document(document(f"the-{number}th-document", memory.num_tokens, length))
+        read(memory, tape, [*[16] * (length // 16), *([length % 16] if length % 16 else [])])
+
+
+@folders
+@given(configs(), st.sampled_from(CODECS), st.sampled_from([0, 1, 2]), st.data())
+def test_a_forgotten_document_is_gone_from_folder_events_and_views_and_the_rest_stays(
+    tmp_path, config, codec, which, data
+):
+    shape = geometry(HYBRID)
+    tape = random_tape(shape, 150)
+    config = dataclasses.replace(config, codec=codec)
+    lengths = [data.draw(st.integers(1, 45)) for _ in range(3)]
+    path = fresh(tmp_path)
+    memory = opened(path, shape, config)
+    read_documents(memory, tape, lengths)
+    before = log_of(memory, shape)
+    gone = memory.documents[which]
+    spans = event_spans(memory)
+    forgotten = memory.forget(gone.name)
+    assert forgotten.num_tokens == lengths[which]
+    assert forgotten.later == [f"the-{number}th-document" for number in range(which + 1, 3)]
+    assert [one.name for one in memory.documents] == [f"the-{i}th-document" for i in range(3) if i != which]
+    assert event_spans(memory) == [one for one in spans if not gone.start <= one[0] < gone.stop]
+    alive = torch.ones(sum(lengths), dtype=torch.bool)
+    alive[gone.start : gone.stop] = False
+    for ours, theirs in zip(log_of(memory, shape), before, strict=True):
+        assert torch.equal(ours[alive], theirs[alive])
+    assert (memory.token_ids(gone.start, gone.stop) == 0).all()
+    stored = b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
+    assert gone.name.encode() not in stored
+    for layer in range(2):
+        raw = tape.keys[layer][:, gone.start : gone.stop].transpose(0, 1).contiguous()
+        assert codec != "exact" or raw[0].numpy().tobytes() not in stored
+    assert verify(path) == []
+    num_tokens = memory.num_tokens
+
+    def sees_no_forgotten(start, stop, now):
+        for layer in memory_layers(now):
+            seen = staged_plan(layer).token_idx
+            assert not ((seen >= gone.start) & (seen < gone.stop)).any()
+
+    assert num_tokens == sum(lengths)
+    read(memory, tape, [16, 1, 1, 9, 16][: (150 - num_tokens) // 16], look=sees_no_forgotten)
+    memory.close()
+    assert verify(path) == []

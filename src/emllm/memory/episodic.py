@@ -23,6 +23,7 @@ from emllm.dims import Logits, Surprise, TokenIds
 from emllm.errors import InputError
 from emllm.memory.cutting import EventCutter, PieceOf
 from emllm.memory.events import Event, EventTable
+from emllm.memory.forgetting import Forgotten
 from emllm.memory.indexing import graph_of_span, index_events
 from emllm.memory.layer import MemoryLayer
 from emllm.memory.placing import tiers_for
@@ -45,6 +46,10 @@ class Home(Protocol):
 
     def flush(self, memory: EpisodicMemory) -> None:
         """Everything committed is durable when this returns."""
+        ...
+
+    def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
+        """A document is gone for good when this returns."""
         ...
 
     def close(self) -> None:
@@ -77,6 +82,7 @@ class EpisodicMemory:
         is_tiered = is_stored or resolved.codec != "exact"
         self.geometry = geometry
         self.config = resolved
+        self.piece_of = piece_of
         self.documents: list[DocumentRecord] = []
         #: Spans ``[n, 2]`` of the log that were forgotten.
         self.holes = np.zeros((0, 2), dtype=np.int64)
@@ -306,9 +312,8 @@ class EpisodicMemory:
         ranking = self._ranking_layers
         if after > before and ranking:
             spans = self._events.spans(before, after)
-            index_events(
-                self._log, ranking, int(spans[0, 0]), spans[:, 1] - spans[:, 0], dtype=self.geometry.dtype
-            )
+            frontier = self._events.frontier
+            index_events(self._log, ranking, spans, frontier=frontier, dtype=self.geometry.dtype)
 
     @property
     def _memory_layers(self) -> list[MemoryLayer]:
@@ -342,6 +347,25 @@ class EpisodicMemory:
                 self.home = None
                 home.close()
 
+    def forget(self, name: str) -> Forgotten:
+        """Forget a document for good: its keys, values, tokens, event keys and name.
+
+        What was read after it was computed with it in view, and stays so; the answer names those documents.
+
+        Raises:
+            InputError: this memory lives in RAM alone, or holds no document of that name.
+            StoreError: it is open for reading only, somebody else reads it, or the disk fails.
+        """
+        if self.home is None:
+            raise InputError("only a memory in a folder can forget a document; this one lives in RAM")
+        return self.home.forget(self, name)
+
+    def become(self, other: EpisodicMemory) -> None:
+        """Be another memory of the same model and settings from now on, for the same reader."""
+        reader = self.reader
+        self.__dict__.update(other.__dict__)
+        self.reader = reader
+
     def __enter__(self) -> EpisodicMemory:
         return self
 
@@ -352,6 +376,7 @@ class EpisodicMemory:
         """A memory that begins with everything in this one; what either goes on to read stays its own."""
         child = object.__new__(EpisodicMemory)
         child.geometry, child.config = self.geometry, self.config
+        child.piece_of = self.piece_of
         child.documents = list(self.documents)
         child.holes = self.holes
         child.home = None

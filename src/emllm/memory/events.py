@@ -71,6 +71,13 @@ class EventTable:
             return int(self._stops[self._num_recallable - 1])
         return int(self._starts[0]) if self._num_closed else self.open_start
 
+    @property
+    def frontier(self) -> int:
+        """First token of the first event that may not be recalled yet, closed or open."""
+        if self._num_recallable < self._num_closed:
+            return int(self._starts[self._num_recallable])
+        return self.open_start
+
     def recallable_sizes(self) -> NDArray[np.int64]:
         """Tokens of each recallable event."""
         return self._stops[: self._num_recallable] - self._starts[: self._num_recallable]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from emllm.memory.forgetting import Forgotten, forget
 from emllm.memory.snapshot import (
     add_event_keys,
     event_key_tensors,
@@ -133,7 +134,7 @@ class FolderHome:
             pages = tiers.pack(*log.raw(unit.start, unit.stop), is_raw=not is_final)
         tensors = self._unit_tensors(memory, unit.start, unit.stop, pages)
         tensors.update(event_key_tensors(memory._ranking_layers, kept.first_event, kept.last_event))
-        tensors.update(recall_tensors(kept.recalls))
+        tensors.update(recall_tensors(kept.recalls, memory._events.starts))
         kind = "segment" if is_final else "recent"
         num_events = kept.last_event - kept.first_event
         return self._folder.add(kind, unit.start, unit.stop, tensors, num_events)
@@ -150,7 +151,7 @@ class FolderHome:
         first = self._kept[-1].last_event if self._kept else 0
         last = memory._events.num_recallable
         tensors.update(event_key_tensors(memory._ranking_layers, first, last))
-        tensors.update(recall_tensors(self._loose))
+        tensors.update(recall_tensors(self._loose, memory._events.starts))
         if not tensors:
             tensors["state.empty"] = torch.zeros(1, dtype=torch.uint8)
         return numbers, self._folder.add("recent", start, stop, tensors, last - first)
@@ -181,6 +182,18 @@ class FolderHome:
                     break
                 pages = FilePages(self._folder.file(record))
                 log.settle(unit_idx, tiers.add(pages, unit.stop - unit.start))
+
+    def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
+        """Forget a document; the memory is read anew from what is left."""
+        self.flush(memory)
+        path = self._folder.path
+        self._folder.close()
+        try:
+            return forget(path, name)
+        finally:
+            fresh = type(memory)(memory.geometry, memory.config, piece_of=memory.piece_of, is_stored=True)
+            FolderHome(MemoryFolder.open(path, writable=True)).settle(fresh)
+            memory.become(fresh)
 
     def close(self) -> None:
         """Let go of the folder; what was not flushed is lost."""
@@ -224,7 +237,7 @@ def load(
             num_representatives=memory.num_representatives,
             centres=centres,
         )
-        own = recalls_of(growing)
+        own = recalls_of(growing, contents.events[:, 0])
         for layer_idx, some in own.items():
             recalls.setdefault(layer_idx, []).extend(some)
         if record.stop > record.start:

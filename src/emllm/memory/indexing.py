@@ -19,23 +19,22 @@ from emllm.config import ResolvedConfig
 from emllm.memory.layer import MemoryLayer
 from emllm.recall.event_keys import MAKERS, PaddedEvents
 from emllm.segmentation.key_graph import KeyGraph, key_graph
-from emllm.store.log import Log
+from emllm.store.log import Log, TokenIdx
 
 
 def gather_span(
-    log: Log, layers: Sequence[tuple[int, LayerGeometry]], start: int, stop: int, dtype: torch.dtype
+    log: Log, layers: Sequence[tuple[int, LayerGeometry]], token_idx: TokenIdx, dtype: torch.dtype
 ) -> Tensor:
-    """Keys of a span in layers of one shape, ``[layers, S, K, D]``."""
+    """Keys of some tokens in layers of one shape, ``[layers, S, K, D]``."""
     geometry = layers[0][1]
     keys = torch.empty(
         len(layers),
-        stop - start,
+        len(token_idx),
         geometry.num_kv_heads,
         geometry.head_dim,
         dtype=dtype,
         device=geometry.device,
     )
-    token_idx = np.arange(start, stop)
     for row, (layer_idx, _) in enumerate(layers):
         log.gather(layer_idx, token_idx, keys=keys[row], values=None)
     return keys
@@ -48,7 +47,7 @@ def graph_of_span(
     chosen = [(i, layer) for i, layer in enumerate(geometry.layers) if i >= config.refine_from_layer]
     keys = []
     for _, group in groupby(chosen, key=lambda item: _shape(item[1])):
-        stacked = gather_span(log, list(group), start, stop, geometry.dtype)
+        stacked = gather_span(log, list(group), np.arange(start, stop), geometry.dtype)
         keys.append(stacked.permute(0, 2, 1, 3).flatten(0, 1))
     return key_graph(keys, start=start, heads=config.refine_heads)
 
@@ -60,27 +59,33 @@ def _shape(layer: LayerGeometry) -> tuple[int, int, str]:
 def index_events(
     log: Log,
     layers: Sequence[MemoryLayer],
-    start: int,
-    sizes: NDArray[np.int64],
+    spans: NDArray[np.int64],
     *,
+    frontier: int,
     dtype: torch.dtype,
 ) -> None:
-    """Make event keys for consecutive events and add them to each layer's index.
+    """Make event keys for events and add them to each layer's index.
 
     Args:
         layers: the layers that rank events.
-        start: first token of the first event.
-        sizes: tokens of each event.
+        spans: of the events, ``[n, 2]``; what lies between two of them was forgotten.
+        frontier: first token that is in no event key afterwards.
         dtype: of the keys in the log.
     """
-    stop = start + int(sizes.sum())
+    start, stop = int(spans[0, 0]), int(spans[-1, 1])
+    sizes = spans[:, 1] - spans[:, 0]
+    token_idx = np.concatenate([np.arange(low, high) for low, high in spans.tolist()])
+    alive = None if len(token_idx) == stop - start else torch.from_numpy(token_idx - start)
     for _, group in groupby(layers, key=lambda layer: _shape(layer.geometry)):
         alike = list(group)
         device = alike[0].geometry.device
         config = alike[0].config
-        keys = gather_span(log, [(layer.layer_idx, layer.geometry) for layer in alike], start, stop, dtype)
+        keys = gather_span(log, [(layer.layer_idx, layer.geometry) for layer in alike], token_idx, dtype)
         keys = keys.permute(0, 2, 1, 3)
-        weights = [layer.event_weights(layer_keys) for layer, layer_keys in zip(alike, keys, strict=True)]
+        weights = [
+            layer.event_weights(layer_keys, alive=alive)
+            for layer, layer_keys in zip(alike, keys, strict=True)
+        ]
         known = [w for w in weights if w is not None]
         made = MAKERS[config.event_key](
             keys.flatten(0, 1),
@@ -89,4 +94,4 @@ def index_events(
             config.representatives,
         )
         for layer, event_keys in zip(alike, made.unflatten(0, (len(alike), -1)), strict=True):
-            layer.add_events(event_keys, stop - start)
+            layer.add_events(event_keys, frontier - start)

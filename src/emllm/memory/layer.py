@@ -167,7 +167,7 @@ class MemoryLayer:
         options: AttentionOptions,
     ) -> None:
         """Collect what the event keys will need of this chunk's queries, for tokens not in the index yet."""
-        unindexed = self.events.recallable_stop
+        unindexed = self.events.frontier
         if self._needs == "logit":
             sums = query.unflatten(0, (self.geometry.num_kv_heads, -1)).float().sum(dim=1)
             staged.query_sums = sums[:, max(0, unindexed - num_tokens) :]
@@ -184,7 +184,10 @@ class MemoryLayer:
                 local_tokens=self.config.local_tokens,
                 softcap=options.softcap,
             )
-            staged.mass = _last_columns(mass, max(0, num_tokens + query.shape[1] - unindexed))
+            num_columns = max(0, num_tokens + query.shape[1] - unindexed)
+            if plan.num_local and plan.token_idx[-1] - plan.token_idx[-plan.num_local] >= plan.num_local:
+                mass = _spread_columns(mass, plan, num_tokens + query.shape[1])
+            staged.mass = _last_columns(mass, num_columns)
 
     def commit(self) -> None:
         """Make what was staged part of this layer; the log has the tokens already."""
@@ -230,13 +233,24 @@ class MemoryLayer:
         for recall in recalls:
             self._habit.add(recall)
 
-    def event_weights(self, keys: Tensor) -> Tensor | None:
-        """Weights of the oldest tokens that have none of their own yet, whose keys are given."""
+    def event_weights(self, keys: Tensor, *, alive: Tensor | None = None) -> Tensor | None:
+        """Weights of the oldest tokens that are in no event key yet.
+
+        Args:
+            keys: of these tokens.
+            alive: which of the oldest tokens they are, where some in between were forgotten.
+        """
         if self._weights is None:
             return None
         if self._needs == "logit":
-            return mean_logit(keys, self._weights, local_tokens=self.config.local_tokens)
-        return self._weights[:, : keys.shape[1]]
+            if alive is not None:
+                whole = keys.new_zeros(keys.shape[0], int(alive[-1]) + 1, keys.shape[2])
+                whole[:, alive.to(keys.device)] = keys
+                keys = whole
+            weights = mean_logit(keys, self._weights, local_tokens=self.config.local_tokens)
+        else:
+            weights = self._weights[:, : keys.shape[1] if alive is None else int(alive[-1]) + 1]
+        return weights if alive is None else weights[:, alive.to(weights.device)]
 
     def add_events(self, event_keys: Tensor, num_tokens: int) -> None:
         """Index events that have left the window, and drop the weights of their tokens."""
@@ -262,6 +276,17 @@ def _last_columns(x: Tensor, num: int) -> Tensor:
     if num <= num_columns:
         return x[:, num_columns - num :]
     return torch.cat([x.new_zeros(len(x), num - num_columns), x], dim=1)
+
+
+def _spread_columns(x: Tensor, plan: ContextPlan, num_tokens: int) -> Tensor:
+    """The columns of a local view with holes at their places, zeros for what was forgotten."""
+    first = int(plan.token_idx[-plan.num_local])
+    places = torch.from_numpy(plan.token_idx[-plan.num_local :] - first)
+    spread = x.new_zeros(len(x), num_tokens - first)
+    spread[:, places.to(x.device)] = x[:, : plan.num_local]
+    num_chunk = x.shape[1] - plan.num_local
+    spread[:, num_tokens - first - num_chunk :] = x[:, plan.num_local :]
+    return spread
 
 
 def _joined(old: Tensor | None, new: Tensor) -> Tensor:

@@ -171,28 +171,46 @@ def add_event_keys(
         layer.index.append_encoded(part, None if centre is None else centre.to(geometry.device))
 
 
-def recall_tensors(recalls: Mapping[int, Sequence[Recall]]) -> dict[str, Tensor]:
-    """Recalls of all layers: rows ``(layer, ranked events, recalled events)``, then what was recalled."""
-    rows = [(layer_idx, one.num_events, len(one.events)) for layer_idx, own in recalls.items() for one in own]
-    if not rows:
+def recall_tensors(recalls: Mapping[int, Sequence[Recall]], starts: NDArray[np.int64]) -> dict[str, Tensor]:
+    """Recalls of all layers: rows ``(layer, token, recalled events)``, then what was recalled.
+
+    Events are named by their first tokens, which stay when others are forgotten; the token of a row follows
+    the first of the last event that was ranked.
+
+    Args:
+        starts: first token of each event.
+    """
+    every = [(layer_idx, one) for layer_idx, own in recalls.items() for one in own]
+    if not every:
         return {}
-    every = [one for own in recalls.values() for one in own]
+    rows = [
+        (layer_idx, int(starts[one.num_events - 1]) + 1 if one.num_events else 0, len(one.events))
+        for layer_idx, one in every
+    ]
     return {
-        "recall_rows": torch.tensor(rows, dtype=torch.int32),
-        "recall_events": torch.from_numpy(np.concatenate([one.events for one in every])),
-        "recall_standing": torch.from_numpy(np.concatenate([one.standing for one in every])),
+        "recall_rows": torch.tensor(rows, dtype=torch.int64),
+        "recall_events": torch.from_numpy(starts[np.concatenate([one.events for _, one in every])]),
+        "recall_standing": torch.from_numpy(np.concatenate([one.standing for _, one in every])),
     }
 
 
-def recalls_of(tensors: Mapping[str, Tensor]) -> dict[int, list[Recall]]:
-    """Recalls by layer."""
+def recalls_of(tensors: Mapping[str, Tensor], starts: NDArray[np.int64]) -> dict[int, list[Recall]]:
+    """Recalls by layer, without the events that were forgotten since.
+
+    Args:
+        starts: first token of each event that is left.
+    """
     recalls: dict[int, list[Recall]] = {}
     if "recall_rows" not in tensors:
         return recalls
-    events, standing = tensors["recall_events"].numpy(), tensors["recall_standing"].numpy()
+    tokens, standing = tensors["recall_events"].numpy(), tensors["recall_standing"].numpy()
     first = 0
-    for layer_idx, num_events, num_recalled in tensors["recall_rows"].tolist():
-        span = slice(first, first + num_recalled)
-        recalls.setdefault(layer_idx, []).append(Recall(num_events, events[span], standing[span]))
+    for layer_idx, ranked, num_recalled in tensors["recall_rows"].tolist():
+        own = tokens[first : first + num_recalled]
+        is_left = np.isin(own, starts)
+        events = np.searchsorted(starts, own)
+        kept = standing[first : first + num_recalled][is_left]
+        num_events = int(np.searchsorted(starts, ranked))
+        recalls.setdefault(layer_idx, []).append(Recall(num_events, events[is_left].astype(np.int32), kept))
         first += num_recalled
     return recalls

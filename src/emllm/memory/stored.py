@@ -15,6 +15,7 @@ from emllm.config import PLACEMENT, MemoryConfig, ResolvedConfig
 from emllm.errors import ConfigError, StoreError
 from emllm.memory.cutting import PieceOf
 from emllm.memory.episodic import EpisodicMemory, layer_shapes
+from emllm.memory.forgetting import Forgotten
 from emllm.memory.home import FolderHome, load
 from emllm.store.folder import MemoryFolder, is_memory
 from emllm.store.sizes import PAGE_TOKENS
@@ -96,6 +97,10 @@ class ReadOnlyHome:
 
     def flush(self, memory: EpisodicMemory) -> None:
         """Nothing can be new."""
+
+    def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
+        """Refuse, as `committed` does."""
+        raise StoreError(f"{self._folder.path}: is open for reading only")
 
     def close(self) -> None:
         """Let go of the folder."""

@@ -69,10 +69,12 @@ class Exact:
 
 
 class Int8:
-    """Keys less the mean key of the first event, with one scale per KV head and event.
+    """Keys less the rough mean key of the first event, with one scale per KV head and event.
 
     What all keys have in common moves every event's score alike (a query's logits by one constant), and in
     models with biased keys it is most of a key; taking it off leaves the byte to what tells events apart.
+    The mean is rounded to quarters of its largest feature: enough for a bias, and next to nothing is left
+    of the first event when that is forgotten.
     """
 
     def __init__(self, centre: Float[Tensor, "K 1 D"] | None = None) -> None:
@@ -81,7 +83,9 @@ class Int8:
     def encode(self, event_keys: EventKeys) -> IndexPart:
         """Round to 127 steps of the largest feature of the event's keys."""
         if self._centre is None:
-            self._centre = event_keys[:, 0].float().mean(dim=1, keepdim=True)
+            mean = event_keys[:, 0].float().mean(dim=1, keepdim=True)
+            step = mean.abs().amax(dim=-1, keepdim=True) / 4
+            self._centre = torch.where(step > 0, (mean / step).round() * step, 0.0)
         centred = event_keys.float() - self._centre[:, None]
         scales = centred.abs().amax(dim=(2, 3)) / 127
         scales = torch.where(scales > 0, scales, 1.0)

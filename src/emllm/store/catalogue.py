@@ -156,6 +156,13 @@ class Catalogue:
             rows.write_counts(connection, num_tokens=change.num_tokens, num_events=num_events)
         self._num_events = num_events
 
+    def scrub(self) -> None:
+        """Rewrite the database, so that nothing that was deleted is left in it."""
+        with self._lock, disk.translated("write", self._path):
+            disk.step("vacuum", self._path)
+            self._connection.execute("VACUUM")
+            disk.checkpoint(self._connection, self._path)
+
     def verify(self) -> list[str]:
         """Everything that is wrong with the catalogue itself, one line each."""
         try:
@@ -271,6 +278,7 @@ def _connect(path: Path, *, writable: bool, mode: str = "rw") -> sqlite3.Connect
 def _make_durable(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")
 
 
 def _check_database(connection: sqlite3.Connection, path: Path) -> None:

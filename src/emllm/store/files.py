@@ -310,4 +310,6 @@ def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
     """The bytes of a contiguous tensor; the same memory."""
+    if tensor.numel() == 0:  # its strides may be such that no other type can be seen in it
+        return np.empty(0, dtype=np.uint8)
     return tensor.reshape(-1).view(torch.uint8).numpy()
