@@ -104,21 +104,30 @@ class Contents:
         """Of a memory that has read nothing."""
         return cls(0, [], [], np.zeros((0, 2), dtype=np.int64), {})
 
-    def after(self, change: Change) -> Contents:
-        """What a change makes of this.
+    def after(self, *changes: Change) -> Contents:
+        """What changes make of this, one after the other.
 
         Raises:
-            StoreError: the change does not begin where this ends.
+            StoreError: a change does not begin where what is before it ends.
         """
-        check_event_order(change, num_events=len(self.events))
-        dropped = set(change.dropped_files)
-        unknown = dropped - {record.name for record in self.files}
-        if unknown:
-            raise StoreError(f"{min(unknown)}: cannot be dropped, the catalogue does not name it")
-        files = [record for record in self.files if record.name not in dropped] + list(change.new_files)
-        events = np.concatenate([self.events[: change.first_new_event], change.new_events.reshape(-1, 2)])
-        documents = self.documents if change.documents is None else list(change.documents)
-        return Contents(change.num_tokens, documents, in_log_order(files), events, change.state)
+        files = {record.name: record for record in self.files}
+        events, documents = [self.events], self.documents
+        num_events, last = len(self.events), changes[-1]
+        for change in changes:
+            check_event_order(change, num_events=num_events)
+            for name in change.dropped_files:
+                if name not in files:
+                    raise StoreError(f"{name}: cannot be dropped, the catalogue does not name it")
+                del files[name]
+            files.update({record.name: record for record in change.new_files})
+            if change.first_new_event < num_events:
+                events = [np.concatenate(events)[: change.first_new_event]]
+            events.append(change.new_events.reshape(-1, 2))
+            num_events = change.first_new_event + len(change.new_events)
+            documents = documents if change.documents is None else list(change.documents)
+        return Contents(
+            last.num_tokens, documents, in_log_order(list(files.values())), np.concatenate(events), last.state
+        )
 
     def contradictions(self) -> list[str]:
         """What cannot be all true, one line each."""
@@ -155,18 +164,104 @@ class Contents:
         ]
 
     def _document_contradictions(self) -> list[str]:
-        documents = sorted(self.documents, key=lambda document: (document.start, document.stop))
-        problems = [
-            f"document {document.name!r}: ends at token {document.stop}, the log at {self.num_tokens}"
-            for document in documents
-            if document.stop > self.num_tokens
-        ]
-        problems += [
-            f"document {after.name!r}: begins at token {after.start}, inside of {before.name!r}"
-            for before, after in pairwise(documents)
-            if after.start < before.stop
-        ]
-        return problems
+        return document_contradictions(self.documents, num_tokens=self.num_tokens)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a change that only adds is held against: as strict as `Contents.contradictions`, at its own cost.
+
+    Attributes:
+        sealed_stop: first token that is in no segment.
+        recents: the other files, in log order.
+        num_tokens: of the log.
+        num_events: of the catalogue.
+        num_keys: events whose keys are in a segment.
+        last_stop: first token after the last event.
+    """
+
+    sealed_stop: int
+    recents: tuple[FileRecord, ...]
+    num_tokens: int
+    num_events: int
+    num_keys: int
+    last_stop: int
+
+    @classmethod
+    def of(cls, contents: Contents) -> Ledger:
+        """Of a memory as it is."""
+        segments = [record for record in contents.files if record.kind == "segment"]
+        events = contents.events
+        return cls(
+            sealed_stop=segments[-1].stop if segments else 0,
+            recents=tuple(record for record in contents.files if record.kind != "segment"),
+            num_tokens=contents.num_tokens,
+            num_events=len(events),
+            num_keys=sum(record.num_events for record in segments),
+            last_stop=int(events[-1, 1]) if len(events) else 0,
+        )
+
+    def after(self, change: Change) -> Ledger:
+        """What a change makes of this; it drops no segment and replaces no events.
+
+        Raises:
+            StoreError: it contradicts itself, or what was there before.
+        """
+        check_event_order(change, num_events=self.num_events)
+        dropped = set(change.dropped_files)
+        unknown = dropped - {record.name for record in self.recents}
+        if unknown:
+            raise StoreError(f"{min(unknown)}: cannot be dropped, the catalogue does not name it")
+        left = [record for record in self.recents if record.name not in dropped]
+        files = in_log_order([*left, *change.new_files])
+        segments = [record for record in files if record.kind == "segment"]
+        recents = tuple(record for record in files if record.kind != "segment")
+        stop = self.sealed_stop
+        for record in files:
+            if record.start != stop:
+                raise StoreError(
+                    f"{record.name}: begins at token {record.start}, the file before ends at {stop}"
+                )
+            stop = record.stop
+        if stop != change.num_tokens:
+            raise StoreError(f"the files end at token {stop}, the log at {change.num_tokens}")
+        num_keys = self.num_keys + sum(record.num_events for record in segments)
+        num_all_keys = num_keys + sum(record.num_events for record in recents)
+        num_events = self.num_events + len(change.new_events)
+        if num_all_keys != num_events:
+            raise StoreError(
+                f"the files hold keys of {num_all_keys} events, the catalogue names {num_events}"
+            )
+        edges = np.concatenate([[self.last_stop], change.new_events.reshape(-1), [change.num_tokens]])
+        if (np.diff(edges) < 0).any():
+            raise StoreError(f"the new events do not follow one another within {change.num_tokens} tokens")
+        if change.documents is not None:
+            for problem in document_contradictions(change.documents, num_tokens=change.num_tokens):
+                raise StoreError(problem)
+        return Ledger(
+            segments[-1].stop if segments else self.sealed_stop,
+            recents,
+            change.num_tokens,
+            num_events,
+            num_keys,
+            int(edges[-2]),
+        )
+
+
+def document_contradictions(documents: Sequence[DocumentRecord], *, num_tokens: int) -> list[str]:
+    """Documents that overlap or end after the log, one line each."""
+    documents = sorted(documents, key=lambda document: (document.start, document.stop))
+    problems = [
+        f"document {document.name!r}: ends at token {document.stop}, the log at {num_tokens}"
+        for document in documents
+        if document.stop > num_tokens
+    ]
+    problems += [
+        f"document {after.name!r}: begins at token {after.start}, inside of {before.name!r}"
+        for before, after in pairwise(documents)
+        if after.start < before.stop
+    ]
+    return problems
 
 
 def in_log_order(files: Sequence[FileRecord]) -> list[FileRecord]:

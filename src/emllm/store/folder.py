@@ -24,6 +24,7 @@ from torch import Tensor
 from emllm.errors import StoreError
 from emllm.store import disk, locks
 from emllm.store.catalogue import Catalogue, Change, Contents
+from emllm.store.contents import Ledger
 from emllm.store.files import TensorFile, write_tensors
 from emllm.store.record import KINDS, FileRecord
 
@@ -49,6 +50,9 @@ class MemoryFolder:
         self._writer = writer
         self._reader: locks.Lock | None = None
         self._contents = Contents.empty()
+        #: Commits since, which a long reading makes by the thousand; looked through when somebody asks.
+        self._changes: list[Change] = []
+        self._ledger = Ledger.of(self._contents)
         self._added: set[str] = set()
         self._doomed: list[str] = []
         self._is_alone = False
@@ -111,6 +115,7 @@ class MemoryFolder:
         """This folder once its contents are known to make sense; closed again otherwise."""
         try:
             self._contents = self.catalogue.load()
+            self._ledger = Ledger.of(self._contents)
             for problem in self._contents.contradictions():
                 raise StoreError(f"{self.path}: {problem}")
             if self._writer is not None:
@@ -129,6 +134,9 @@ class MemoryFolder:
     @property
     def contents(self) -> Contents:
         """What the catalogue says; of a reader, what it said when it was opened."""
+        if self._changes:
+            self._contents = self._contents.after(*self._changes)
+            self._changes = []
         return self._contents
 
     def add(
@@ -153,11 +161,20 @@ class MemoryFolder:
             StoreError: the disk is full or fails, or the change contradicts itself; nothing has changed.
         """
         self._check_writable()
-        contents = self._contents.after(change)
-        for problem in contents.contradictions():
-            raise StoreError(f"{self.path}: {problem}")
-        self.catalogue.commit(change)
-        self._contents = contents
+        segments = f"{KINDS['segment']}/"
+        only_adds = not any(name.startswith(segments) for name in change.dropped_files)
+        if only_adds and change.first_new_event == self._ledger.num_events:
+            with self._named():
+                ledger = self._ledger.after(change)
+            self.catalogue.commit(change)
+            self._ledger = ledger
+            self._changes.append(change)
+        else:
+            contents = self.contents.after(change)
+            for problem in contents.contradictions():
+                raise StoreError(f"{self.path}: {problem}")
+            self.catalogue.commit(change)
+            self._contents, self._ledger = contents, Ledger.of(contents)
         self._added.difference_update(record.name for record in change.new_files)
         for name in change.dropped_files:
             self._forget_file(name)
@@ -199,7 +216,7 @@ class MemoryFolder:
     def sweep(self) -> list[str]:
         """Deletes files that the catalogue does not name, unless somebody reads; what was deleted."""
         self._check_writable()
-        named = {record.name for record in self._contents.files} | self._added
+        named = {record.name for record in self.contents.files} | self._added
         return self._delete([name for name in leftovers(self.path) if name not in named])
 
     def close(self) -> None:
@@ -249,6 +266,14 @@ class MemoryFolder:
             file = self._files.pop(name, None)
         if file is not None:
             file.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the memory in what its ledger complains of."""
+        try:
+            yield
+        except StoreError as error:
+            raise StoreError(f"{self.path}: {error}") from None
 
     def _check_writable(self) -> None:
         if self._writer is None:
