@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from emllm.cli.settings import setting_help
+from emllm.cli.settings import default_of, setting_help
 from emllm.config import PRESETS, VARIANTS, MemoryConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -28,7 +28,7 @@ def settings() -> str:
     said = setting_help()
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(MemoryConfig):
-        default = "by the model" if field.default is None else f"`{field.default}`"
+        default = default_of(field) if field.default is None else f"`{field.default}`"
         rows.append(f"| `{field.name}` | {default} | {said[field.name]} |")
     return "\n".join(rows) + "\n"
 

@@ -37,10 +37,14 @@ def _place(item: Evidence) -> str:
     return f"{item.document or 'before the documents'}{where}"
 
 
-def remark_stats(stats: Stats, *, is_first: bool = True) -> None:
-    """One line on stderr: what was read, unless it was said before, and what the answer took."""
+def remark_stats(stats: Stats, *, has_read: bool = True) -> None:
+    """One line on stderr: what the answer took, and what was read for it.
+
+    Args:
+        has_read: whether something was read in this run that was not told of yet.
+    """
     reading = ""
-    if stats.read_tokens and is_first:
+    if stats.read_tokens and has_read:
         reading = (
             f"read {stats.read_tokens:,} tokens, {stats.events:,} events, in {duration(stats.read_seconds)} "
             f"({stats.tokens_per_second:,.0f} tokens/s); "

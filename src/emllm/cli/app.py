@@ -1,32 +1,57 @@
 """All commands under one name.
 
 A command is a function `command` in a module of this folder; its name in `COMMANDS` is all it takes to add
-one. Commands import neither torch nor transformers before they run, so that help and mistakes are answered at
-once. This module does not know what any command does.
+one. A group of commands is a module with a tuple `COMMANDS` of functions, named in `GROUPS`. Commands import
+neither torch nor transformers before they run, so that help and mistakes are answered at once. This module
+does not know what any command does.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-COMMANDS = ("ask", "segment", "chat", "bench", "plan", "doctor")
+COMMANDS = ("ask", "read", "chat", "segment", "plan", "bench", "doctor")
+GROUPS = ("memory",)
 
 
 def app() -> typer.Typer:
-    """The application, with the function `command` of each of its modules."""
-    commands = typer.Typer(
+    """The application, with the function `command` of each of its modules, and its groups."""
+    commands = _typer()
+    commands.callback(invoke_without_command=True)(_about)
+    for name in COMMANDS:
+        commands.command(name)(importlib.import_module(f"emllm.cli.{name}").command)
+    for name in GROUPS:
+        module = importlib.import_module(f"emllm.cli.{name}")
+        group = _typer()
+        group.callback(invoke_without_command=True)(_helping(module.__doc__ or ""))
+        for command in module.COMMANDS:
+            group.command(command.__name__.rstrip("_"))(command)
+        commands.add_typer(group, name=name)
+    return commands
+
+
+def _typer() -> typer.Typer:
+    return typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    commands.callback(invoke_without_command=True)(_about)
-    for name in COMMANDS:
-        commands.command(name)(importlib.import_module(f"emllm.cli.{name}").command)
-    return commands
+
+
+def _helping(said: str) -> Callable[[typer.Context], None]:
+    """What a group does without a command: show its help."""
+
+    def about(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    about.__doc__ = said.partition("\n")[0].partition(": ")[2].capitalize()
+    return about
 
 
 def _show_version(is_asked: bool) -> None:

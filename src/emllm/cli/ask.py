@@ -1,4 +1,4 @@
-"""``emllm ask``: read texts, answer questions, show what was recalled.
+"""``emllm ask``: read texts or open a memory, answer questions, show what was recalled.
 
 This module does not know how reading, recall or answering work.
 """
@@ -6,15 +6,15 @@ This module does not know how reading, recall or answering work.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from emllm.cli import options
-from emllm.cli.settings import with_settings
+from emllm.cli.settings import GivenSettings, with_settings
 from emllm.cli.sources import check_question, load_documents, opened_lm, read_documents
+from emllm.cli.stored import DEFAULT_MODEL, memory_among, opened_memory
 from emllm.cli.terminal import say, say_json
-from emllm.config import MemoryConfig
 from emllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def command(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE... QUESTION", help="Files, folders or -, then the question."),
+        typer.Argument(metavar="SOURCE... QUESTION", help="Files, folders, - or one memory; a question."),
     ],
     question: Annotated[
         list[str] | None,
@@ -36,7 +36,7 @@ def command(
             "--question", "-q", metavar="TEXT", help="A question; may be repeated.", show_default=False
         ),
     ] = None,
-    model: options.Model = "default",
+    model: options.StoredModel = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     max_new_tokens: options.MaxNewTokens = 128,
@@ -46,27 +46,45 @@ def command(
     evidence: options.NumEvidence = 5,
     json: options.Json = False,
     *,
-    config: MemoryConfig,
+    settings: GivenSettings,
 ) -> None:
-    """Read texts and answer questions about them, with the events that were recalled.
+    """Read texts, or open a stored memory, and answer questions, with the events that were recalled.
 
-    With -q the texts are read once for all questions. --json prints one object per question.
+    With -q the texts are read once for all questions. --json prints one object per question. A memory is
+    not changed by questions.
     """
     sources, questions = split_words(words, question or [])
+    wishes = Wishes(max_new_tokens, temperature, top_p, seed, evidence, json)
+    stored = memory_among(sources)
+    if stored is not None:
+        with opened_memory(stored, settings, model=model, device=device, dtype=dtype) as (lm, memory):
+            _answer_all(lm, memory, questions, wishes, wishes.sampling)
+        return
+    config = settings.config
     documents = load_documents(sources)
-    with opened_lm(model, device=device, dtype=dtype) as lm:
-        from emllm.cli.answers import remark_stats
+    with opened_lm(model or DEFAULT_MODEL, device=device, dtype=dtype) as lm:
+        memory = lm.memory(config=config)
+        sampling = wishes.sampling  # before reading: it may be a mistake
+        read_documents(lm, memory, documents)
+        _answer_all(lm, memory, questions, wishes, sampling)
+
+
+class Wishes(NamedTuple):
+    """How answers are made and shown."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    num_evidence: int
+    as_json: bool
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
         from emllm.generation import Sampling
 
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
-        memory = lm.memory(config=config)
-        read_documents(lm, memory, documents)
-        for asked in questions:
-            if len(questions) > 1 and not json:
-                say(f"\n> {asked}")
-            answered = _answer(lm, memory, asked, sampling=sampling, num_evidence=evidence, as_json=json)
-            if not json:
-                remark_stats(answered.stats, is_first=asked is questions[0])
+        return Sampling(self.max_new_tokens, self.temperature, self.top_p, seed=self.seed)
 
 
 def split_words(words: list[str], questions: list[str]) -> tuple[list[str], list[str]]:
@@ -85,27 +103,34 @@ def split_words(words: list[str], questions: list[str]) -> tuple[list[str], list
     return sources, [check_question(last)]
 
 
+def _answer_all(
+    lm: EpisodicLM, memory: EpisodicMemory, questions: list[str], wishes: Wishes, sampling: Sampling
+) -> None:
+    from emllm.cli.answers import remark_stats
+
+    for number, asked in enumerate(questions):
+        if len(questions) > 1 and not wishes.as_json:
+            say(f"\n> {asked}")
+        answered = _answer(lm, memory, asked, wishes, sampling)
+        if not wishes.as_json:
+            remark_stats(answered.stats, has_read=memory.home is None and number == 0)
+
+
 def _answer(
-    lm: EpisodicLM,
-    memory: EpisodicMemory,
-    question: str,
-    *,
-    sampling: Sampling,
-    num_evidence: int,
-    as_json: bool,
+    lm: EpisodicLM, memory: EpisodicMemory, question: str, wishes: Wishes, sampling: Sampling
 ) -> Answer:
     """Ask on a fork, and print the answer with its evidence."""
     from emllm.cli.answers import show_evidence
 
     def show(piece: str) -> None:
-        if not as_json:
+        if not wishes.as_json:
             say(piece, end="")
 
-    answered = lm.ask(memory, question, sampling=sampling, num_evidence=num_evidence, on_text=show)
-    if as_json:
+    answered = lm.ask(memory, question, sampling=sampling, num_evidence=wishes.num_evidence, on_text=show)
+    if wishes.as_json:
         say_json(answered.to_json())
         return answered
     say("\n")
-    if num_evidence:
+    if wishes.num_evidence:
         show_evidence(lm, memory, answered)
     return answered

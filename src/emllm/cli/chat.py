@@ -10,16 +10,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emllm.cli import options
 from emllm.cli.exits import on_interrupt
-from emllm.cli.settings import with_settings
+from emllm.cli.settings import GivenSettings, with_settings
 from emllm.cli.sources import check_question, load_documents, opened_lm, read_documents
-from emllm.cli.terminal import remark, say, say_json
-from emllm.config import MemoryConfig
+from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, opened_memory
+from emllm.cli.terminal import remark, say, say_json, working
 from emllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,9 +37,18 @@ HELP = (
 @with_settings
 def command(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="[SOURCE...]", help="Texts to read first.")
+        list[str] | None,
+        typer.Argument(metavar="[SOURCE...|MEM]", help="Texts to read first, or one memory."),
     ] = None,
-    model: options.Model = "default",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NEW",
+            help="A memory that the conversation becomes part of; goes on with the one that is there.",
+            show_default=False,
+        ),
+    ] = None,
+    model: options.StoredModel = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     max_new_tokens: options.MaxNewTokens = 256,
@@ -48,27 +58,91 @@ def command(
     evidence: options.NumEvidence = 5,
     json: options.Json = False,
     *,
-    config: MemoryConfig,
+    settings: GivenSettings,
 ) -> None:
-    """Talk with a model that remembers the whole conversation, and the texts given.
+    """Talk with a model that remembers the whole conversation, and the texts or the memory given.
 
-    Reads one message a line, also from a pipe. --json prints one object per answer.
+    Reads one message a line, also from a pipe. --json prints one object per answer. A memory that is given
+    stays as it is: the conversation ends with the process, or goes into the one that --save names.
     """
     if "-" in (sources or []):
         raise InputError("chat reads messages from standard input, so - cannot be a text to read")
-    documents = load_documents(sources) if sources else []
-    with opened_lm(model, device=device, dtype=dtype) as lm:
+    with _opened(sources or [], save, settings, model=model, device=device, dtype=dtype) as (lm, memory):
         from emllm.generation import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
-        memory = lm.memory(config=config)
-        if documents:
-            read_documents(lm, memory, documents)
         conversation = Conversation(lm, memory, sampling, num_evidence=evidence, as_json=json)
         for message in messages():
             if message in ("/quit", "/exit"):
                 return
             conversation.turn(message)
+
+
+@contextmanager
+def _opened(
+    sources: list[str],
+    save: Path | None,
+    settings: GivenSettings,
+    *,
+    model: str | None,
+    device: str,
+    dtype: str,
+) -> Iterator[tuple[EpisodicLM, EpisodicMemory]]:
+    """A model, and the memory that the conversation becomes part of.
+
+    Raises:
+        InputError: the sources and `save` do not go together.
+    """
+    source = memory_among(sources)
+    saved = None if save is None else _saved(save, source, sources)
+    if source is not None and save is None:
+        with opened_memory(source, settings, model=model, device=device, dtype=dtype) as (lm, memory):
+            yield lm, memory.fork()
+        return
+    stored = saved or source
+    config = settings.config if stored is None else stored.config(settings)
+    documents = load_documents(sources) if sources and source is None else []
+    if stored is not None:
+        model, dtype = stored.model(model), stored.dtype(dtype)
+    with opened_lm(model or DEFAULT_MODEL, device=device, dtype=dtype) as lm:
+        if save is not None and source is not None and saved is None:
+            from emllm.store.maintenance import clone
+
+            with working("copying the memory"):
+                clone(source.path, save)
+        with lm.memory(save, config) as memory:
+            if documents:
+                read_documents(lm, memory, documents)
+            yield lm, memory
+
+
+def _saved(save: Path, source: Stored | None, sources: list[str]) -> Stored | None:
+    """The conversation that is saved there already; None where a new one can be.
+
+    Raises:
+        InputError: what is there is no conversation, or one about something else than the sources.
+    """
+    if source is not None and source.unfinished is not None:
+        raise InputError(
+            f"{source.path}: {source.unfinished.name} was read in part only; read the rest of it first: "
+            f"emllm read SOURCE --into {source.path}"
+        )
+    saved = Stored.at(save)
+    if saved is None:
+        check_new(save)
+        return None
+    if source is not None and saved.header.get("parent") != source.uuid:
+        raise InputError(f"{save} is a memory, but no conversation that began with {source.path}")
+    if sources and source is None:
+        raise InputError(
+            f"{save} is a memory already; go on with it, without texts: emllm chat --save {save}"
+        )
+    if saved.contents.documents and not saved.is_conversation and "parent" not in saved.header:
+        raise InputError(
+            f"{save} holds documents and no conversation, which would end its reading; keep it so with: "
+            f"emllm chat {save} --save NEW"
+        )
+    return saved
 
 
 @dataclass
@@ -111,6 +185,7 @@ class Conversation:
                 num_evidence=self.num_evidence,
                 on_text=show,
             )
+            self.memory.flush()
         if self.as_json:
             say_json(self.last.to_json())
         else:

@@ -13,6 +13,16 @@ import typer
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="NAME", help="default, a hub id, a folder or a .gguf file.")
 ]
+StoredModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="default, a hub id, a folder or a .gguf file; left out, the one that the memory was made with.",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps ...")]
 Dtype = Annotated[str, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

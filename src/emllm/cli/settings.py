@@ -11,12 +11,13 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from emllm.config import PRESETS, VARIANTS, MemoryConfig
+from emllm.config import PLACEMENT, PRESETS, UNLIMITED_TOKENS, VARIANTS, MemoryConfig
 from emllm.errors import ConfigError
 
 
@@ -29,34 +30,109 @@ def setting_help() -> dict[str, str]:
     return {field.name: said.get(field.name, "") for field in dataclasses.fields(MemoryConfig)}
 
 
+def default_of(field: dataclasses.Field[Any]) -> str:
+    """The default of a setting, or what it is chosen by."""
+    if field.default is None:
+        return "by what is free" if field.name in PLACEMENT else "by the model"
+    return str(field.default)
+
+
+@dataclass(frozen=True)
+class GivenSettings:
+    """What the user said about settings, and nothing that was left unsaid.
+
+    Attributes:
+        settings: single ones, by name.
+        preset: the one named, or `default`.
+        variant: the one named.
+    """
+
+    settings: Mapping[str, Any]
+    preset: str = "default"
+    variant: str | None = None
+
+    @property
+    def config(self) -> MemoryConfig:
+        """The settings of a new memory.
+
+        Raises:
+            ConfigError: a name or value is wrong.
+        """
+        return MemoryConfig.from_settings(self.settings, preset=self.preset, variant=self.variant)
+
+    def agreeing(self, stored: Mapping[str, Any], *, path: Path) -> MemoryConfig | None:
+        """What to open a memory with that was made with `stored`; None where nothing was said that matters.
+
+        Budgets may always differ; what was left unsaid is as the memory has it.
+
+        Raises:
+            ConfigError: it was made with other settings than those given, or a name is wrong.
+        """
+        unknown = {name: value for name, value in self.settings.items() if name not in (*stored, *PLACEMENT)}
+        MemoryConfig.from_settings(unknown, preset=self.preset, variant=self.variant)
+        variant = VARIANTS[self.variant] if self.variant is not None else {}
+        budgets = {}
+        for name, value in {**PRESETS[self.preset], **variant, **self.settings}.items():
+            asked = UNLIMITED_TOKENS if (name, value) == ("recall_tokens", "all") else value
+            if name in PLACEMENT:
+                budgets[name] = value
+            elif name in stored and stored[name] != asked:
+                raise ConfigError(
+                    f"{path} was made with {name}={_shown(stored[name])} and cannot be opened with "
+                    f"{name}={_shown(asked)}"
+                )
+        return MemoryConfig(**stored, **budgets) if budgets else None
+
+
+def _shown(value: Any) -> str:
+    return "'all'" if value == UNLIMITED_TOKENS else repr(value)
+
+
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with a flag for every setting in place of its parameter `config`."""
+    """The command with a flag for every setting in place of its parameter `config`, or `settings`.
+
+    `config` gets a `MemoryConfig`; `settings`, of a command that may open an existing memory, what was given.
+    """
     signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "config"]
+    wants_given = "settings" in signature.parameters
+    own = [
+        parameter for name, parameter in signature.parameters.items() if name not in ("config", "settings")
+    ]
     flags = [_parameter(name, kind, option) for name, kind, option in _flags()]
 
     @functools.wraps(command)
     def with_flags(**values: Any) -> Any:
-        given = {flag.name: values.pop(flag.name) for flag in flags}
-        return command(config=config_from(given), **values)
+        given = settings_from({flag.name: values.pop(flag.name) for flag in flags})
+        if wants_given:
+            return command(settings=given, **values)
+        return command(config=given.config, **values)
 
     with_flags.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
     with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *flags]}
     return with_flags
 
 
-def config_from(given: Mapping[str, Any]) -> MemoryConfig:
+def settings_from(given: Mapping[str, Any]) -> GivenSettings:
     """The settings of a file, overridden by those given as flags (None: not given).
 
     Raises:
-        ConfigError: the file cannot be read, or a name or value is wrong.
+        ConfigError: the file cannot be read.
     """
     flags = {name: value for name, value in given.items() if value is not None}
     path = flags.pop("config_file", None)
     settings = {} if path is None else read_settings(path)
     settings.update(flags)
     preset, variant = settings.pop("preset", "default"), settings.pop("variant", None)
-    return MemoryConfig.from_settings(settings, preset=preset, variant=variant)
+    return GivenSettings(settings, preset, variant)
+
+
+def config_from(given: Mapping[str, Any]) -> MemoryConfig:
+    """`settings_from`, as the settings of a new memory.
+
+    Raises:
+        ConfigError: the file cannot be read, or a name or value is wrong.
+    """
+    return settings_from(given).config
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -98,8 +174,7 @@ def _flags() -> list[tuple[str, Any, Any]]:
     ]
     for field in dataclasses.fields(MemoryConfig):
         said = setting_help()[field.name]
-        default = "by the model" if field.default is None else field.default
-        text = f"{said} (default: {default})"
+        text = f"{said} (default: {default_of(field)})"
         kind, parser, metavar = _kind(kinds[field.name])
         flags.append(
             (

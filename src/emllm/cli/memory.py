@@ -1,0 +1,227 @@
+"""``emllm memory``: list, show, verify, copy, compact stored memories, and forget documents.
+
+Only rereading needs a model. This module does not know how anything is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emllm.cli import options
+from emllm.cli.memory_view import described, description, listing, tabulated
+from emllm.cli.plan import size
+from emllm.cli.read import counted
+from emllm.cli.sources import opened_lm
+from emllm.cli.stored import Stored, check_new
+from emllm.cli.terminal import remark, say, say_json, working
+from emllm.errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    from emllm.memory.forgetting import Forgotten
+
+Mem = Annotated[Path, typer.Argument(metavar="MEM", help="A memory: the folder that it lives in.")]
+
+
+def list_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path(),
+    json: options.Json = False,
+) -> None:
+    """List the memories that are directly in a folder, or that are the folder itself."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    with working("looking"):
+        found = listing(folder)
+    if json:
+        say_json(found)
+    elif not found:
+        remark(f"no memory in {folder}")
+    else:
+        say(tabulated(found), end="")
+
+
+def show(mem: Mem, json: options.Json = False) -> None:
+    """Show what a memory holds: its documents, their places, its size, model and settings."""
+    found = description(existing(mem))
+    if json:
+        say_json(found)
+    else:
+        say(described(found), end="")
+
+
+def verify(mem: Mem, json: options.Json = False) -> None:
+    """Read every byte of a memory and hold it against its checksums; exit code 1 if anything is wrong."""
+    from emllm.store.folder import is_memory
+    from emllm.store.maintenance import extras, verify
+
+    if not is_memory(mem):
+        raise no_memory(mem)
+    with bytes_done(f"verifying {mem.name}") as progress:
+        problems = verify(mem, progress)
+    unnamed = [] if problems else extras(mem)
+    if json:
+        say_json({"memory": str(mem), "ok": not problems, "problems": problems, "leftovers": unnamed})
+    else:
+        for problem in problems:
+            say(problem)
+        if not problems:
+            say(f"ok: {_whole(mem)}")
+        for name in unnamed:
+            remark(f"{mem / name}: belongs to nothing; the next command that writes deletes it")
+    if problems:
+        raise typer.Exit(1)
+
+
+def forget(
+    mem: Mem,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a document, as `show` has it.")],
+    reread: Annotated[
+        bool, typer.Option("--reread", help="Then compute what came after it anew, with the model.")
+    ] = False,
+    model: options.StoredModel = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """Remove a document from a memory for good.
+
+    What was read after it was computed with it in view, and keeps traces of it that nobody can take out:
+    the documents are named, and --reread reads them anew.
+    """
+    stored = existing(mem)
+    document = next((one for one in reversed(stored.contents.documents) if one.name == name), None)
+    if reread and document is not None and document.stop < stored.contents.num_tokens:
+        with opened_lm(stored.model(model), device=device, dtype=stored.dtype(dtype)) as lm:
+            lm.memory(mem, read_only=True).close()  # it must be the right model before anything is forgotten
+            forgotten = _forget(stored, name, as_json=json)
+            _reread(lm, mem, document.start)
+        is_reread = True
+    else:
+        forgotten, is_reread = _forget(stored, name, as_json=json), False
+    if json:
+        say_json(
+            {
+                "memory": str(mem),
+                "document": name,
+                "tokens": forgotten.num_tokens,
+                "events": forgotten.num_events,
+                "later": forgotten.later,
+                "is_reread": is_reread,
+            }
+        )
+    elif is_reread:
+        say(f"read anew: {_after(stored, forgotten)}")
+    elif after := _after(stored, forgotten):
+        say(
+            f"computed with it in view, which cannot be taken out: {after} "
+            f"(forgetting with --reread computes them anew)"
+        )
+
+
+def _forget(stored: Stored, name: str, *, as_json: bool) -> Forgotten:
+    from emllm.memory.forgetting import forget
+
+    with working("forgetting"):
+        forgotten = forget(stored.path, name)
+    if not as_json:
+        say(f"forgot {name}: {forgotten.num_tokens:,} tokens, {counted(forgotten.num_events, 'event')}")
+    return forgotten
+
+
+def _reread(lm: Any, path: Path, start: int) -> None:
+    with working("reading anew what came after it"), lm.memory(path) as memory:
+        lm.reread(memory, start)
+
+
+def _after(stored: Stored, forgotten: Forgotten) -> str:
+    """What was read with a document in view."""
+    return ", ".join([*forgotten.later, *(["the conversation"] if stored.is_conversation else [])])
+
+
+def copy(
+    mem: Mem,
+    to: Annotated[Path, typer.Argument(metavar="TO", help="A folder that does not exist yet.")],
+    json: options.Json = False,
+) -> None:
+    """Copy a memory; every byte is checked on the way."""
+    from emllm.store.maintenance import copy, describe
+
+    existing(mem)
+    check_new(to)
+    with bytes_done(f"copying {mem.name}") as progress:
+        copy(mem, to, progress)
+    num_bytes = describe(to).num_bytes
+    if json:
+        say_json({"memory": str(mem), "to": str(to), "bytes": num_bytes})
+    else:
+        say(f"copied {mem} to {to}, {size(num_bytes)}")
+
+
+def compact(mem: Mem, json: options.Json = False) -> None:
+    """Give back the disk space that a memory does not need."""
+    existing(mem)
+    from emllm.memory.forgetting import compact
+
+    with working("compacting"):
+        before, after = compact(mem)
+    if json:
+        say_json({"memory": str(mem), "bytes_before": before, "bytes": after})
+    else:
+        say(f"{mem}: {size(after)}, {size(max(before - after, 0))} less than before")
+
+
+#: In the order of the help.
+COMMANDS: tuple[Callable[..., None], ...] = (list_, show, verify, forget, copy, compact)
+
+
+def existing(path: Path) -> Stored:
+    """The memory in a folder.
+
+    Raises:
+        StoreError: there is none, or its catalogue is damaged.
+    """
+    stored = Stored.at(path)
+    if stored is None:
+        raise no_memory(path)
+    return stored
+
+
+def no_memory(path: Path) -> StoreError:
+    """What to say of a folder that is no memory."""
+    return StoreError(f"{path}: {'is not a memory' if os.path.lexists(path) else 'no such memory'}")
+
+
+def _whole(path: Path) -> str:
+    from emllm.store.maintenance import describe
+
+    summary = describe(path)
+    return (
+        f"{counted(summary.num_files, 'file')}, {summary.num_tokens:,} tokens, {size(summary.num_bytes)}, "
+        f"every byte as it was written"
+    )
+
+
+@contextmanager
+def bytes_done(what: str) -> Iterator[Callable[[int, int], Any] | None]:
+    """A callback that shows bytes done of bytes in all: a bar, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
