@@ -9,7 +9,8 @@ every commit replaces. This module does not know how files are made durable, nor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,8 +49,33 @@ class _Kept:
     record: FileRecord | None = None
 
 
+@dataclass(frozen=True)
+class _NewFile:
+    """A file to be written; `replaces` names the raw one that it makes superfluous."""
+
+    kind: str
+    start: int
+    stop: int
+    tensors: dict[str, Tensor]
+    num_events: int
+    replaces: str | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A commit as it is handed to the writer: nothing in it changes any more."""
+
+    units: dict[int, _NewFile]
+    state: _NewFile
+    change: Change
+
+
 class FolderHome:
-    """Keeps a memory in a folder that is open for writing."""
+    """Keeps a memory in a folder that is open for writing.
+
+    Files are written by a thread of their own while the next chunk is computed; so what a commit leaves is
+    durable when the next one returns, or `flush` does.
+    """
 
     def __init__(self, folder: MemoryFolder) -> None:
         self._folder = folder
@@ -59,11 +85,14 @@ class FolderHome:
         self._num_events = 0
         self._state_record: FileRecord | None = None
         self._loose: dict[int, list[Recall]] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="emllm-writer")
+        self._writing: tuple[_Job, Future[tuple[dict[int, FileRecord], FileRecord]]] | None = None
+        self._durable_tokens = 0
 
     @property
-    def path(self) -> str:
-        """Where it is."""
-        return str(self._folder.path)
+    def durable_tokens(self) -> int:
+        """Tokens that are known to be on disk for good."""
+        return self._durable_tokens
 
     def settle(self, memory: EpisodicMemory) -> None:
         """Read what the folder holds into an empty memory, and keep it from now on."""
@@ -71,12 +100,17 @@ class FolderHome:
         finals = [kept.record is not None and kept.record.kind == "segment" for kept in self._kept]
         self._num_final = finals.index(False) if False in finals else len(finals)
         self._num_events = len(self._folder.contents.events)
+        self._durable_tokens = memory.num_tokens
         memory.home = self
         for layer in memory._memory_layers:
             layer.journal = []
 
     def committed(self, memory: EpisodicMemory) -> None:
-        """Write what is new as soon as a unit is whole."""
+        """Write what is new as soon as a unit is whole.
+
+        Raises:
+            StoreError: what was committed before could not be written.
+        """
         for layer in memory._memory_layers:
             assert layer.journal is not None
             self._loose.setdefault(layer.layer_idx, []).extend(layer.journal)
@@ -85,7 +119,7 @@ class FolderHome:
             first = self._kept[-1].last_event if self._kept else 0
             self._kept.append(_Kept(first, memory._events.num_recallable, self._loose))
             self._loose = {}
-            self.flush(memory)
+            self._begin(memory)
 
     def flush(self, memory: EpisodicMemory) -> None:
         """Make everything that was committed durable.
@@ -93,38 +127,62 @@ class FolderHome:
         Raises:
             StoreError: the disk is full or fails; what was durable stays so, and the next call tries again.
         """
-        log = memory._log
+        self._begin(memory)
+        self._finish(memory)
+
+    def _begin(self, memory: EpisodicMemory) -> None:
+        """Hand what is new to the writer, once it is done with what came before."""
+        self._finish(memory)
+        job = self._job(memory)
+        self._writing = job, self._writer.submit(self._write, job)
+
+    def _job(self, memory: EpisodicMemory) -> _Job:
+        log, events = memory._log, memory._events
         tiers = log.tiers
         assert tiers is not None
-        dropped = [] if self._state_record is None else [self._state_record.name]
-        new: dict[int, FileRecord] = {}
+        units = {}
         for unit_idx in range(self._num_final, len(self._kept)):
             kept, unit = self._kept[unit_idx], log.units[unit_idx]
             is_final = tiers.is_exact or unit.sealed is not None
             if kept.record is None or is_final:
-                new[unit_idx] = self._write_unit(memory, unit, kept, is_final=is_final)
-                if kept.record is not None:
-                    dropped.append(kept.record.name)
-        numbers, state = self._write_state(memory)
-        events = memory._events
-        self._folder.commit(
-            Change(
-                num_tokens=memory.num_tokens,
-                new_files=[*new.values(), state],
-                dropped_files=dropped,
-                first_new_event=self._num_events,
-                new_events=events.spans(self._num_events, events.num_recallable),
-                documents=memory.documents,
-                state={**numbers, "state_file": state.name},
-            )
+                units[unit_idx] = self._unit_file(memory, unit, kept, is_final=is_final)
+        numbers, state = self._state_file(memory)
+        replaced = [one.replaces for one in (*units.values(), state) if one.replaces is not None]
+        change = Change(
+            num_tokens=memory.num_tokens,
+            new_files=(),
+            dropped_files=replaced,
+            first_new_event=self._num_events,
+            new_events=events.spans(self._num_events, events.num_recallable),
+            documents=list(memory.documents),
+            state=numbers,
         )
-        self._state_record = state
-        self._num_events = events.num_recallable
-        for unit_idx, record in new.items():
+        return _Job(units, state, change)
+
+    def _write(self, job: _Job) -> tuple[dict[int, FileRecord], FileRecord]:
+        """The writer's part: the files, then the transaction."""
+        records = {unit_idx: self._add(one) for unit_idx, one in job.units.items()}
+        state = self._add(job.state)
+        numbers = {**job.change.state, "state_file": state.name}
+        self._folder.commit(replace(job.change, new_files=[*records.values(), state], state=numbers))
+        return records, state
+
+    def _add(self, one: _NewFile) -> FileRecord:
+        return self._folder.add(one.kind, one.start, one.stop, one.tensors, one.num_events)
+
+    def _finish(self, memory: EpisodicMemory) -> None:
+        """Wait for the writer, and let go of what it wrote."""
+        if self._writing is None:
+            return
+        (job, writing), self._writing = self._writing, None
+        records, self._state_record = writing.result()
+        self._num_events += len(job.change.new_events)
+        self._durable_tokens = job.change.num_tokens
+        for unit_idx, record in records.items():
             self._kept[unit_idx].record = record
         self._hand_over(memory)
 
-    def _write_unit(self, memory: EpisodicMemory, unit: Unit, kept: _Kept, *, is_final: bool) -> FileRecord:
+    def _unit_file(self, memory: EpisodicMemory, unit: Unit, kept: _Kept, *, is_final: bool) -> _NewFile:
         log, tiers = memory._log, memory._log.tiers
         assert tiers is not None
         if unit.sealed is not None:
@@ -137,9 +195,10 @@ class FolderHome:
         tensors.update(recall_tensors(kept.recalls, memory._events.starts))
         kind = "segment" if is_final else "recent"
         num_events = kept.last_event - kept.first_event
-        return self._folder.add(kind, unit.start, unit.stop, tensors, num_events)
+        replaces = None if kept.record is None else kept.record.name
+        return _NewFile(kind, unit.start, unit.stop, tensors, num_events, replaces)
 
-    def _write_state(self, memory: EpisodicMemory) -> tuple[dict[str, Any], FileRecord]:
+    def _state_file(self, memory: EpisodicMemory) -> tuple[dict[str, Any], _NewFile]:
         """The file that holds the tokens of no unit, and what one chunk leaves for the next."""
         log, tiers = memory._log, memory._log.tiers
         assert tiers is not None
@@ -154,7 +213,8 @@ class FolderHome:
         tensors.update(recall_tensors(self._loose, memory._events.starts))
         if not tensors:
             tensors["state.empty"] = torch.zeros(1, dtype=torch.uint8)
-        return numbers, self._folder.add("recent", start, stop, tensors, last - first)
+        replaces = None if self._state_record is None else self._state_record.name
+        return numbers, _NewFile("recent", start, stop, tensors, last - first, replaces)
 
     @staticmethod
     def _unit_tensors(memory: EpisodicMemory, start: int, stop: int, pages: PackedPages) -> dict[str, Tensor]:
@@ -177,9 +237,10 @@ class FolderHome:
             self._num_final = unit_idx + 1
         if tiers.is_exact:
             for unit_idx, unit in memory.units_that_left():
-                record = self._kept[unit_idx].record
-                if record is None:
+                if unit_idx >= self._num_final:
                     break
+                record = self._kept[unit_idx].record
+                assert record is not None
                 pages = FilePages(self._folder.file(record))
                 log.settle(unit_idx, tiers.add(pages, unit.stop - unit.start))
 
@@ -187,7 +248,7 @@ class FolderHome:
         """Forget a document; the memory is read anew from what is left."""
         self.flush(memory)
         path = self._folder.path
-        self._folder.close()
+        self.close()
         try:
             return forget(path, name)
         finally:
@@ -197,6 +258,7 @@ class FolderHome:
 
     def close(self) -> None:
         """Let go of the folder; what was not flushed is lost."""
+        self._writer.shutdown(wait=True)
         self._folder.close()
 
 

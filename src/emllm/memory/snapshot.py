@@ -91,8 +91,10 @@ def restore(
 def _plan_numbers(plan: ContextPlan | None) -> dict[str, Any] | None:
     if plan is None:
         return None
-    cuts = np.flatnonzero(np.diff(plan.token_idx) != 1) + 1
-    runs = [[int(run[0]), int(run[-1]) + 1] for run in np.split(plan.token_idx, cuts) if len(run)]
+    token_idx = plan.token_idx
+    is_first = np.diff(token_idx, prepend=token_idx[:1] - 2) != 1
+    starts, stops = token_idx[is_first], token_idx[np.roll(is_first, -1)] + 1
+    runs = np.stack([starts, stops], axis=1).tolist()
     layout = plan.layout
     return {
         "runs": runs,

