@@ -82,11 +82,33 @@ def _read_and_tell(case: Case, path: Path, tell: Callable[[Any], None]) -> None:
     """What the child does: after every step that is durable, it says so."""
     with case.open(path) as memory:
         tell((memory.num_tokens, 0, ""))
-        read_on(case, memory, done=lambda step, output: tell(_report(step, output)))
+        read_on(case, memory, done=_Teller(tell).done)
 
 
-def _report(step: Step, output: str) -> tuple[int, int, str]:
-    return (step.stop if step.is_durable else 0), step.start, output
+class _Teller:
+    """Tells what must be durable when a step is over.
+
+    A flush makes everything durable. A chunk may still be on its way to the disk until the next one is
+    committed; single tokens may be longer.
+    """
+
+    def __init__(self, tell: Callable[[Any], None]) -> None:
+        self._tell = tell
+        self._on_its_way = 0
+
+    def done(self, step: Step, output: str) -> None:
+        """A step is over."""
+        durable = 0
+        if step.is_flushed:
+            durable, self._on_its_way = step.stop, 0
+        elif step.stop - step.start > 1:
+            durable, self._on_its_way = self._on_its_way, step.stop
+        self._tell((durable, step.start, output))
+
+    def refused(self, step: Step, error: StoreError) -> None:
+        """A step is over, of which and of those before nobody knows what is durable."""
+        self._on_its_way = 0
+        self._tell(str(error))
 
 
 def _check_told(told: Sequence[Any], expected: Outcome, trial: Trial, *, at_least: int) -> int:
@@ -217,12 +239,8 @@ def _read_on_failing(case: Case, path: Path, position: int, fault: str, tell: Ca
             if fault in ("ENOSPC", "EIO"):
                 raise
             return
-    read_on(
-        case,
-        memory,
-        done=lambda step, output: tell(_report(step, output)),
-        refused=lambda step, error: tell(str(error)),
-    )
+    teller = _Teller(tell)
+    read_on(case, memory, done=teller.done, refused=teller.refused)
     try:
         memory.close()
     except StoreError as error:

@@ -34,16 +34,11 @@ IDENTITY = {"fingerprint": {"family": "torture"}}
 
 @dataclass(frozen=True)
 class Step:
-    """A chunk ``[start, stop)``, and whether it is flushed if the memory does not do so by itself."""
+    """A chunk ``[start, stop)``, and whether it is flushed before the next one is read."""
 
     start: int
     stop: int
     is_flushed: bool
-
-    @property
-    def is_durable(self) -> bool:
-        """Whether it is on the disk once the step is over; single tokens wait for a flush."""
-        return self.is_flushed or self.stop - self.start > 1
 
 
 @dataclass(frozen=True)
