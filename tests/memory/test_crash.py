@@ -13,6 +13,9 @@ import pytest
 from tests.support import crashes
 from tests.support.torture import Case, Step, random_case
 
+from emllm.store import maintenance
+from emllm.store.folder import MemoryFolder
+
 NUM_KILLS = 20
 
 
@@ -68,3 +71,14 @@ def copied(start: Path, to: Path) -> Path:
     if start.exists():
         shutil.copytree(start, to)
     return to
+
+
+def test_what_a_crash_leaves_needs_no_write_ahead_log(tmp_path):
+    case = short_case()
+    path = tmp_path / "memory"
+    crashes.left_by_a_crash(case, path, num_steps=2)
+    for suffix in ("-wal", "-shm"):
+        (path / f"catalogue.sqlite{suffix}").unlink(missing_ok=True)
+    with MemoryFolder.open(path) as folder:
+        assert folder.contents.num_tokens == case.steps[1].stop
+    assert maintenance.verify(path) == []

@@ -278,6 +278,8 @@ def _connect(path: Path, *, writable: bool, mode: str = "rw") -> sqlite3.Connect
 def _make_durable(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    # Every commit goes on into the database: a log that is lost or damaged after a crash costs nothing then.
+    connection.execute("PRAGMA wal_autocheckpoint = 1")
     connection.execute("PRAGMA secure_delete = ON")
 
 
