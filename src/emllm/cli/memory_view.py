@@ -17,6 +17,9 @@ from emllm.cli.terminal import columns, duration
 from emllm.config import UNLIMITED_TOKENS
 from emllm.errors import StoreError
 
+#: Columns of a table with a line for each memory, however long the lines are.
+UNFOLDED = 10_000
+
 
 def listing(folder: Path) -> list[dict[str, Any]]:
     """Figures of each memory directly in a folder, by name; of a damaged one what is wrong."""
@@ -59,7 +62,7 @@ def tabulated(found: Sequence[dict[str, Any]]) -> str:
                     str(one["model"]),
                 )
             )
-    return _table(rows, right=(1, 2, 3))
+    return _table(rows, right=(1, 2, 3), width=UNFOLDED)
 
 
 def description(stored: Stored) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def _documents(documents: Sequence[dict[str, Any]]) -> str:
     return "\n" + _table(rows, right=(1, 2, 3))
 
 
-def _table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> str:
+def _table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = (), width: int | None = None) -> str:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -142,5 +145,5 @@ def _table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> s
     for row in rows:
         table.add_row(*map(Text, row))
     printed = io.StringIO()
-    Console(file=printed, width=columns(), color_system=None).print(table)
+    Console(file=printed, width=width or columns(), color_system=None).print(table)
     return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
