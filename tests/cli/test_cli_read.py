@@ -176,8 +176,9 @@ class TestInterruption:
         assert "read the rest of it" in refuses("read", tmp_path / "third.txt", "--into", interrupted)
 
     def test_the_part_that_was_read_can_be_asked(self, run, interrupted: Path) -> None:
-        ended = run("ask", interrupted, "Who?", "--device", "cpu", *SHORT)
-        assert ended.code == 0
+        longer_than_the_rest = "Who was it? " * 100
+        ended = run("ask", interrupted, longer_than_the_rest, "--device", "cpu", *SHORT)
+        assert ended.code == 0, ended.err
         assert "other.txt was read up to token 128 of" in ended.err
 
     @pytest.mark.usefixtures("no_reading")
