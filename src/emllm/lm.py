@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,7 @@ from emllm.errors import InputError, ModelError, StoreError
 from emllm.generation import Sampling, generate_tokens, text_pieces
 from emllm.memory import EpisodicMemory
 from emllm.memory.stored import open_memory
+from emllm.memory.truncating import truncate
 from emllm.models.attach import attach
 from emllm.models.cache import EpisodicCache
 from emllm.models.chat import ChatFormat, chat_format
@@ -34,7 +37,7 @@ from emllm.reading import ProgressCallback, ReadProgress, check_fits, read_token
 from emllm.recall.trace import RecallTrace
 from emllm.store.contents import DocumentRecord
 from emllm.store.folder import is_memory
-from emllm.store.maintenance import describe
+from emllm.store.maintenance import clone, describe, swap
 
 #: What `EpisodicMemory.read` takes: a path to a file or folder, or text (a `str`), or a document.
 Source = Path | str | Document
@@ -236,6 +239,48 @@ class EpisodicLM:
             memory.drop_document_without_tokens()
         memory.flush()
         return memory.documents[-1]
+
+    def reread(
+        self, path: str | Path, token: int, *, progress: ProgressCallback | None = None
+    ) -> list[DocumentRecord]:
+        """Compute anew what a stored memory holds from a token on, without what was forgotten.
+
+        Works on a copy beside it that takes its place when all is read; interrupted, the memory is as it was.
+
+        Args:
+            token: where a document begins, or began before it was forgotten.
+
+        Returns:
+            The documents that were read again.
+
+        Raises:
+            StoreError: the folder is in use, damaged or of another model, or the disk is full.
+        """
+        path = Path(path)
+        building = path.with_name(f"{path.name}.reread")
+        with suppress(FileNotFoundError):
+            shutil.rmtree(building)
+        clone(path, building)
+        try:
+            with self.memory(building, read_only=True) as old:
+                texts = old.texts_from(token)
+            truncate(building, token)
+            with self.memory(building) as memory:
+                for document, token_ids in texts:
+                    if document is not None:
+                        start = memory.num_tokens
+                        memory.begin_document(
+                            dataclasses.replace(
+                                document, start=start, stop=start, num_tokens=len(token_ids), read_seconds=0.0
+                            )
+                        )
+                    chunk = memory.config.chunk_tokens
+                    cache = self.cache(memory)
+                    read_tokens(self.model, cache, token_ids, chunk_tokens=chunk, progress=progress)
+            swap(building, path)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return [document for document, _ in texts if document is not None]
 
     def _open(self, memory: EpisodicMemory) -> None:
         """Read what the chat template puts before the first words, once."""

@@ -5,26 +5,22 @@ Only rereading needs a model. This module does not know how anything is stored.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from emllm.cli import options
+from emllm.cli.forget import forget
 from emllm.cli.memory_view import described, description, listing, tabulated
 from emllm.cli.plan import size
 from emllm.cli.read import counted
-from emllm.cli.sources import opened_lm
-from emllm.cli.stored import Stored, check_new
+from emllm.cli.stored import check_new, existing, no_memory
 from emllm.cli.terminal import remark, say, say_json, working
-from emllm.errors import InputError, StoreError
-
-if TYPE_CHECKING:
-    from emllm.memory.forgetting import Forgotten
+from emllm.errors import InputError
 
 Mem = Annotated[Path, typer.Argument(metavar="MEM", help="A memory: the folder that it lives in.")]
 
@@ -78,72 +74,6 @@ def verify(mem: Mem, json: options.Json = False) -> None:
         raise typer.Exit(1)
 
 
-def forget(
-    mem: Mem,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a document, as `show` has it.")],
-    reread: Annotated[
-        bool, typer.Option("--reread", help="Then compute what came after it anew, with the model.")
-    ] = False,
-    model: options.StoredModel = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    json: options.Json = False,
-) -> None:
-    """Remove a document from a memory for good.
-
-    What was read after it was computed with it in view, and keeps traces of it that nobody can take out:
-    the documents are named, and --reread reads them anew.
-    """
-    stored = existing(mem)
-    document = next((one for one in reversed(stored.contents.documents) if one.name == name), None)
-    if reread and document is not None and document.stop < stored.contents.num_tokens:
-        with opened_lm(stored.model(model), device=device, dtype=stored.dtype(dtype)) as lm:
-            lm.memory(mem, read_only=True).close()  # it must be the right model before anything is forgotten
-            forgotten = _forget(stored, name, as_json=json)
-            _reread(lm, mem, document.start)
-        is_reread = True
-    else:
-        forgotten, is_reread = _forget(stored, name, as_json=json), False
-    if json:
-        say_json(
-            {
-                "memory": str(mem),
-                "document": name,
-                "tokens": forgotten.num_tokens,
-                "events": forgotten.num_events,
-                "later": forgotten.later,
-                "is_reread": is_reread,
-            }
-        )
-    elif is_reread:
-        say(f"read anew: {_after(stored, forgotten)}")
-    elif after := _after(stored, forgotten):
-        say(
-            f"computed with it in view, which cannot be taken out: {after} "
-            f"(forgetting with --reread computes them anew)"
-        )
-
-
-def _forget(stored: Stored, name: str, *, as_json: bool) -> Forgotten:
-    from emllm.memory.forgetting import forget
-
-    with working("forgetting"):
-        forgotten = forget(stored.path, name)
-    if not as_json:
-        say(f"forgot {name}: {forgotten.num_tokens:,} tokens, {counted(forgotten.num_events, 'event')}")
-    return forgotten
-
-
-def _reread(lm: Any, path: Path, start: int) -> None:
-    with working("reading anew what came after it"), lm.memory(path) as memory:
-        lm.reread(memory, start)
-
-
-def _after(stored: Stored, forgotten: Forgotten) -> str:
-    """What was read with a document in view."""
-    return ", ".join([*forgotten.later, *(["the conversation"] if stored.is_conversation else [])])
-
-
 def copy(
     mem: Mem,
     to: Annotated[Path, typer.Argument(metavar="TO", help="A folder that does not exist yet.")],
@@ -178,23 +108,6 @@ def compact(mem: Mem, json: options.Json = False) -> None:
 
 #: In the order of the help.
 COMMANDS: tuple[Callable[..., None], ...] = (list_, show, verify, forget, copy, compact)
-
-
-def existing(path: Path) -> Stored:
-    """The memory in a folder.
-
-    Raises:
-        StoreError: there is none, or its catalogue is damaged.
-    """
-    stored = Stored.at(path)
-    if stored is None:
-        raise no_memory(path)
-    return stored
-
-
-def no_memory(path: Path) -> StoreError:
-    """What to say of a folder that is no memory."""
-    return StoreError(f"{path}: {'is not a memory' if os.path.lexists(path) else 'no such memory'}")
 
 
 def _whole(path: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -268,6 +269,7 @@ class EpisodicMemory:
     def begin_document(self, record: DocumentRecord) -> None:
         """From now on, what is read is this document, until all its tokens are."""
         self._dialogue_before = self.dialogue
+        self._log.close_unit()
         self.documents.append(record)
         self.dialogue = "documents"
 
@@ -416,6 +418,19 @@ class EpisodicMemory:
             if document.start <= token_idx < document.stop:
                 return document.name, (token_idx - document.start) / (document.stop - document.start)
         return None
+
+    def texts_from(self, token: int) -> list[tuple[DocumentRecord | None, list[int]]]:
+        """What was read from a token on, and not forgotten: documents, and the tokens between them."""
+        edges = {token, self.num_tokens}
+        edges.update(edge for one in self.documents for edge in (one.start, one.stop) if edge >= token)
+        edges.update(int(edge) for edge in self.holes.reshape(-1) if edge >= token)
+        texts = []
+        for start, stop in pairwise(sorted(edges)):
+            is_hole = any(low <= start < high for low, high in self.holes)
+            document = next((one for one in self.documents if one.start <= start < one.stop), None)
+            if not is_hole:
+                texts.append((document, self.token_ids(start, stop).tolist()))
+        return texts
 
     def _document_at(self, token_idx: int) -> str | None:
         place = self.place(token_idx)

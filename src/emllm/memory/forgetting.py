@@ -144,23 +144,11 @@ class _Surgery:
         return self._folder.add(record.kind, record.start, record.stop, tensors, num_events)
 
     def _without_events(self, flat: Tensor, gone: NDArray[np.bool_], *, is_keys: bool) -> Tensor:
-        """Event keys or scales of all layers as `snapshot.event_key_tensors` lays them out, less some events.
-
-        A layer's part is ``[K, R, N, D]`` for keys and ``[K, N]`` for scales.
-        """
-        settings, layers = self._folder.catalogue.header["settings"], self._folder.catalogue.header["layers"]
-        num_keys = settings["representatives"] if settings["event_key"] == "spread" else 1
-        pairs = zip(self._shapes, layers, strict=True)
-        ranked = [shape for shape, layer in pairs if layer["window_tokens"] is None]
-        kept, first = [], 0
+        """Event keys or scales of all layers, less some events."""
+        header = self._folder.catalogue.header
         alive = torch.from_numpy(~gone)
-        for shape in ranked:
-            rows = shape.num_kv_heads * (num_keys if is_keys else 1)
-            width = shape.head_dim if is_keys else 1
-            part = flat[first : first + rows * len(gone) * width].view(rows, len(gone), width)
-            first += part.numel()
-            kept.append(part[:, alive].reshape(-1))
-        return torch.cat(kept)
+        layers = split_event_keys(flat, len(gone), header, is_keys=is_keys)
+        return torch.cat([layer[:, alive].reshape(-1) for layer in layers])
 
     def _without_recalls(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         events = tensors["recall_events"]
@@ -240,6 +228,24 @@ def _frontier(state: dict[str, Any]) -> int:
     """First token of the first event that may not be recalled yet."""
     in_window = state["events_in_window"]
     return int(in_window[0][0] if in_window else state["event_open_start"])
+
+
+def split_event_keys(flat: Tensor, num_events: int, header: dict[str, Any], *, is_keys: bool) -> list[Tensor]:
+    """What `snapshot.event_key_tensors` laid out, by layer, as rows of one feature vector an event.
+
+    A layer's part is ``[K, R, N, D]`` for keys, here ``[K * R, N, D]``, and ``[K, N]`` for scales, here with
+    a last dimension of 1.
+    """
+    settings = header["settings"]
+    num_keys = settings["representatives"] if settings["event_key"] == "spread" else 1
+    layers, first = [], 0
+    for layer in header["layers"]:
+        if layer["window_tokens"] is None:
+            rows = layer["num_kv_heads"] * (num_keys if is_keys else 1)
+            width = layer["head_dim"] if is_keys else 1
+            layers.append(flat[first : first + rows * num_events * width].view(rows, num_events, width))
+            first += layers[-1].numel()
+    return layers
 
 
 def _shape_of(layer: dict[str, Any]) -> LayerShape:

@@ -115,11 +115,18 @@ class FolderHome:
             assert layer.journal is not None
             self._loose.setdefault(layer.layer_idx, []).extend(layer.journal)
             layer.journal = []
-        if len(memory._log.units) > len(self._kept):
+        if self._note_units(memory):
+            self._begin(memory)
+
+    def _note_units(self, memory: EpisodicMemory) -> bool:
+        """Whether units were closed; what is new of events and recalls belongs to the last of them."""
+        num_new = len(memory._log.units) - len(self._kept)
+        if num_new:
             first = self._kept[-1].last_event if self._kept else 0
+            self._kept += [_Kept(first, first) for _ in range(num_new - 1)]
             self._kept.append(_Kept(first, memory._events.num_recallable, self._loose))
             self._loose = {}
-            self._begin(memory)
+        return num_new > 0
 
     def flush(self, memory: EpisodicMemory) -> None:
         """Make everything that was committed durable.
@@ -127,6 +134,7 @@ class FolderHome:
         Raises:
             StoreError: the disk is full or fails; what was durable stays so, and the next call tries again.
         """
+        self._note_units(memory)
         self._begin(memory)
         self._finish(memory)
 

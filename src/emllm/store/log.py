@@ -90,10 +90,11 @@ class Log:
         self._slabs.append(keys, values)
         self._tokens.append(token_ids.cpu().numpy(), surprise.cpu().numpy())
         if len(token_ids) > 1 or self.num_tokens - self._open_start >= UNIT_TOKENS:
-            self._close_unit()
+            self.close_unit()
 
-    def _close_unit(self) -> None:
-        if self.tiers is not None:
+    def close_unit(self) -> None:
+        """End the open unit here, if it holds any token."""
+        if self.tiers is not None and self._open_start < self.num_tokens:
             self._units.append(Unit(self._open_start, self.num_tokens))
         self._open_start = self.num_tokens
 
@@ -111,7 +112,7 @@ class Log:
         if isinstance(content, tuple):
             self._slabs.append(*content)
         if is_closed:
-            self._close_unit()
+            self.close_unit()
         if not isinstance(content, tuple):
             self._slabs = Slabs(self.shapes, start=self.num_tokens, largest_tokens=PASSING_SLAB_TOKENS)
             assert is_closed and self._units[-1].start == start

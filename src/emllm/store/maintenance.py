@@ -122,6 +122,21 @@ def clone(path: Path | str, to: Path | str, progress: Progress | None = None) ->
         _transfer(folder, Path(to), header, _link_file, progress)
 
 
+def swap(new: Path | str, old: Path | str) -> None:
+    """Put one memory in the place of another, which is deleted; both are closed.
+
+    Interrupted between the two renames, the old one is found beside its place under the name `.old`.
+    """
+    new, old = Path(new), Path(old)
+    aside = old.with_name(f"{old.name}.old")
+    disk.step("rename", aside)
+    os.rename(old, aside)
+    disk.step("rename", old)
+    os.rename(new, old)
+    disk.sync_folder(old.parent)
+    shutil.rmtree(aside)
+
+
 def _verify_files(path: Path, records: list[FileRecord], progress: Progress | None) -> list[str]:
     problems = []
     total = sum(record.num_bytes for record in records)

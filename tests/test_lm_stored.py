@@ -1,0 +1,185 @@
+"""Memories in folders, with a real, tiny model: reading, resuming, asking, forgetting, reading anew."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from emllm import Document, EpisodicLM, MemoryConfig, Sampling
+from emllm.errors import ConfigError, InputError, StoreError
+from emllm.store.contents import DocumentRecord
+from emllm.store.maintenance import clone, copy, verify
+
+STORY = "Once upon a time, there was a little girl named Lily. She loved to play in the park. " * 12
+OTHER = "Tom had a red car. He went to the big shop with his mom. It was a very sunny day. " * 12
+SMALL = MemoryConfig(
+    sink_tokens=4,
+    local_tokens=48,
+    recall_tokens=64,
+    max_event_tokens=32,
+    chunk_tokens=32,
+    surprise_window_tokens=64,
+)
+SHORT = Sampling(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def lm(shared_data):
+    with EpisodicLM.from_pretrained(str(shared_data / "models" / "stories260K"), dtype="float32") as lm:
+        yield lm
+
+
+def spans(memory):
+    return [(event.start, event.stop) for event in memory.events()]
+
+
+def answer(lm, memory, question="Who loved to play?"):
+    found = lm.ask(memory, question, sampling=SHORT)
+    return found.text, found.evidence
+
+
+def test_a_memory_in_a_folder_answers_as_one_in_ram_before_and_after_it_is_reopened(lm, tmp_path):
+    in_ram = lm.memory(config=SMALL)
+    in_ram.read(STORY, name="story")
+    expected = answer(lm, in_ram)
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(STORY, name="story")
+        assert answer(lm, memory) == expected
+    with lm.memory(tmp_path / "mem") as memory:
+        assert answer(lm, memory) == expected
+        assert [one.name for one in memory.documents] == ["story"]
+    copy(tmp_path / "mem", tmp_path / "copied")
+    clone(tmp_path / "mem", tmp_path / "cloned")
+    for name in ("copied", "cloned"):
+        with lm.memory(tmp_path / name, read_only=True) as memory:
+            assert answer(lm, memory) == expected
+
+
+def test_reading_goes_on_where_it_was_interrupted_and_ends_the_same(lm, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop_after(num):
+        def progress(now):
+            if now.num_read >= num:
+                raise StopError
+
+        return progress
+
+    with lm.memory(tmp_path / "whole", SMALL) as whole:
+        whole.read(STORY, name="story")
+        whole.read(OTHER, name="other")
+        expected = spans(whole), whole.token_ids().tolist(), whole.surprise().tobytes(), answer(lm, whole)
+    for num in (32, 64, 96):
+        memory = lm.memory(tmp_path / "parts", None if num > 32 else SMALL)
+        with pytest.raises(StopError), memory:
+            memory.read(STORY, name="story", progress=stop_after(num))
+    with lm.memory(tmp_path / "parts") as memory:
+        assert memory.document_being_read is not None
+        with pytest.raises(InputError, match="read the rest of it"):
+            memory.read(OTHER, name="other")
+        memory.read(STORY, name="story")
+        memory.read(OTHER, name="other")
+        memory.read(OTHER, name="other")
+        found = spans(memory), memory.token_ids().tolist(), memory.surprise().tobytes(), answer(lm, memory)
+    assert found == expected
+
+
+def test_a_thousand_questions_leave_the_bytes_of_a_memory_as_they_were(lm, tmp_path):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(STORY, name="story")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "mem").rglob("*.s*") if path.is_file()}
+    with lm.memory(tmp_path / "mem", read_only=True) as memory:
+        for number in range(20):
+            answer(lm, memory, f"Who was number {number}?")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "mem").rglob("*.s*") if path.is_file()}
+    assert {name: data for name, data in after.items() if not name.endswith(("-shm", "-wal"))} == before
+
+
+def test_a_memory_that_is_open_for_reading_only_reads_nothing(lm, tmp_path):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(STORY, name="story")
+    with (
+        lm.memory(tmp_path / "mem", read_only=True) as memory,
+        pytest.raises(StoreError, match="reading only"),
+    ):
+        memory.read(OTHER, name="other")
+
+
+def test_what_differs_in_model_settings_or_writer_is_named(lm, tmp_path, shared_data):
+    path = tmp_path / "mem"
+    with lm.memory(path, SMALL) as memory:
+        memory.read(STORY, name="story")
+        with pytest.raises(StoreError, match="process"):
+            lm.memory(path)
+    with pytest.raises(ConfigError, match=r"gamma=1\.0 .* gamma=2\.0"):
+        lm.memory(path, dataclasses.replace(SMALL, gamma=2.0))
+    lm.memory(path, dataclasses.replace(SMALL, device_budget=1 << 20)).close()
+    with (
+        EpisodicLM.from_pretrained(str(shared_data / "models" / "stories260K"), dtype="bfloat16") as other,
+        pytest.raises(StoreError, match="dtype"),
+    ):
+        other.memory(path)
+
+
+@pytest.mark.parametrize("codec", ["exact", "int8"])
+def test_after_forgetting_and_reading_anew_nothing_depends_on_what_was_forgotten(lm, tmp_path, codec):
+    """Two memories that differ in their first document, of as many tokens, are the same without it."""
+    results = []
+    for number, first in enumerate([STORY, STORY.replace("Lily", "Tim").replace("park", "garden")]):
+        ids = lm.chat_format.encode(first)[:300]
+        text = lm.chat_format.decode(ids)
+        path = tmp_path / f"mem{number}"
+        with lm.memory(path, dataclasses.replace(SMALL, codec=codec)) as memory:
+            memory.read(Document("secret", text))
+            memory.read(OTHER, name="other")
+            memory.read(OTHER[::-1], name="last")
+            forgotten = memory.forget("secret")
+            assert forgotten.later == ["other", "last"]
+            length, start = forgotten.num_tokens, int(memory.holes[0, 0])
+        assert [one.name for one in lm.reread(path, start)] == ["other", "last"]
+        assert verify(path) == []
+        with lm.memory(path) as memory:
+            assert [one.name for one in memory.documents] == ["other", "last"]
+            results.append((length, spans(memory), memory.surprise().tobytes(), answer(lm, memory)))
+        assert not Path(f"{path}.reread").exists() and not Path(f"{path}.old").exists()
+    assert results[0] == results[1]
+
+
+def test_forgetting_what_is_not_there_names_what_is(lm, tmp_path):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(STORY, name="story")
+        with pytest.raises(InputError, match="its documents are: story"):
+            memory.forget("novel")
+        assert answer(lm, memory)[0]
+    with pytest.raises(InputError, match="RAM"):
+        lm.memory(config=SMALL).forget("story")
+
+
+def test_forks_of_a_stored_memory_go_on_apart_and_leave_it_alone(lm, tmp_path):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(STORY, name="story")
+        expected = answer(lm, memory)
+        forks = [memory.fork() for _ in range(20)]
+        for fork in forks[:3]:
+            fork.read(OTHER, name="other")
+        assert answer(lm, memory) == expected
+        assert spans(forks[0]) == spans(forks[1]) != spans(memory)
+        with torch.no_grad():
+            assert np.array_equal(forks[0].token_ids(), forks[2].token_ids())
+
+
+def test_a_document_that_was_begun_and_not_read_leaves_no_trace(lm, tmp_path):
+    memory = lm.memory(tmp_path / "mem", SMALL)
+    lm._open(memory)
+    memory.begin_document(DocumentRecord("story", 1, 1, 9, "", "text", 9, 0.0))
+    memory.drop_document_without_tokens()
+    memory.close()
+    with lm.memory(tmp_path / "mem") as memory:
+        assert memory.documents == [] and memory.dialogue == "opened"
+        memory.read(STORY, name="story")
+    assert verify(tmp_path / "mem") == []
