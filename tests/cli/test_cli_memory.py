@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from emllm.reading import ReadProgress
 from emllm.store.maintenance import describe
 
 SMALL = ("--chunk-tokens", "64", "--local-tokens", "64", "--recall-tokens", "128")
@@ -39,7 +43,28 @@ def no_loading(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("emllm.cli.memory.opened_lm", load)
+    monkeypatch.setattr("emllm.cli.forget.opened_lm", load)
+
+
+@pytest.fixture()
+def lm(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Calls of a model that is not there, each with the number of documents at the time."""
+    calls: list[object] = []
+
+    def opened_memory(path: Path, *, read_only: bool) -> SimpleNamespace:
+        calls.append(("opened", read_only, len(describe(path).documents)))
+        return SimpleNamespace(close=lambda: None)
+
+    def reread(path: Path, start: int, *, progress: Callable[[object], None]) -> None:
+        calls.append(("reread", path, start, len(describe(path).documents)))
+        progress(ReadProgress(1, 2, 1.0))
+
+    @contextmanager
+    def opened(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(memory=opened_memory, reread=reread)
+
+    monkeypatch.setattr("emllm.cli.forget.opened_lm", opened)
+    return calls
 
 
 def as_json(ended) -> dict:
@@ -151,28 +176,37 @@ class TestForget:
     def test_an_unknown_document_is_refused_by_the_names_that_there_are(self, refuses, memory: Path) -> None:
         assert "one.txt, two.txt" in refuses("memory", "forget", memory, "three.txt")
 
-    def test_rereading_begins_where_the_document_was(
-        self, run, memory: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from contextlib import contextmanager, nullcontext
-
-        calls: list[object] = []
-
-        @contextmanager
-        def opened(*_: object, **__: object):
-            def opened_memory(path: Path, *, read_only: bool = False):
-                calls.append(("read_only" if read_only else "writable", len(describe(path).documents)))
-                return SimpleNamespace(close=lambda: None) if read_only else nullcontext("memory")
-
-            yield SimpleNamespace(
-                memory=opened_memory, reread=lambda memory, start: calls.append((memory, start))
-            )
-
+    def test_rereading_begins_where_the_document_was(self, run, memory: Path, lm: list[object]) -> None:
         start = describe(memory).documents[0].start
-        monkeypatch.setattr("emllm.cli.memory.opened_lm", opened)
         ended = run("memory", "forget", memory, "one.txt", "--reread")
-        assert calls == [("read_only", 2), ("writable", 1), ("memory", start)]
+        assert lm == [("opened", True, 2), ("reread", memory, start, 1)]
         assert ended.out.splitlines()[-1] == "read anew: two.txt"
+
+    def test_rereading_can_be_made_up_for(self, run, memory: Path, lm: list[object]) -> None:
+        start = describe(memory).documents[0].start
+        said = run("memory", "forget", memory, "one.txt").out
+        assert f"emllm memory forget {memory} --reread" in said and not lm
+        result = as_json(run("memory", "forget", memory, "--reread", "--json"))
+        assert result["later"] == ["two.txt"] and result["is_reread"] and result["document"] is None
+        assert lm == [("opened", True, 1), ("reread", memory, start, 1)]
+
+    def test_nothing_is_loaded_where_nothing_came_later(self, run, memory: Path) -> None:
+        assert run("memory", "forget", memory, "two.txt", "--reread").code == 0
+
+    def test_an_interrupted_rereading_says_how_to_begin_again(
+        self, run, memory: Path, lm: list[object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("emllm.cli.forget.reading", lambda _: nullcontext(interrupt))
+        ended = run("memory", "forget", memory, "one.txt", "--reread")
+        assert ended.code == 130 and f"emllm memory forget {memory} --reread begins again" in ended.err
+
+    def test_without_a_name_there_must_be_something_to_reread(self, refuses, memory: Path) -> None:
+        assert "no document to forget" in refuses("memory", "forget", memory)
+        assert "nothing was forgotten" in refuses("memory", "forget", memory, "--reread")
+
+
+def interrupt(_: object) -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 class TestCopyAndCompact:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from emllm.cli.settings import GivenSettings, settings_from
 from emllm.config import PLACEMENT, PRESETS, VARIANTS
 from emllm.errors import ConfigError
+from emllm.store.maintenance import describe
 
 EMLLM = [sys.executable, "-c", "import sys; from emllm.cli.main import main; sys.exit(main())"]
 SENTENCE = "Once upon a time there was a little girl named Lily. She had a big red dog called Max. "
@@ -311,6 +312,19 @@ class TestChatting:
         assert [first["answer"], second["answer"]] == [one["answer"] for one in at_once]
         assert second["stats"]["tokens"] == at_once[1]["stats"]["tokens"]
         assert contents(memory) == before
+
+    def test_every_turn_is_safe_as_soon_as_it_is_answered(self, run, model, tmp_path, monkeypatch) -> None:
+        new, safe = tmp_path / "talk", []
+
+        def messages() -> Iterator[str]:
+            for message in ("Who?", "What?"):
+                yield message
+                safe.append(describe(new).num_tokens)
+
+        monkeypatch.setattr("emllm.cli.chat.messages", messages)
+        second = answers(run("chat", *model, "--save", new, *SHORT, "--json"))[1]
+        assert second["stats"]["tokens"] == safe[0] > 0
+        assert describe(new).num_tokens == safe[1] > safe[0]
 
     def test_only_a_conversation_is_gone_on_with(
         self, run, refuses, memory: Path, story: Path, model, stdin, tmp_path: Path

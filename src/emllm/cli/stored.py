@@ -16,7 +16,7 @@ from emllm.cli.settings import GivenSettings
 from emllm.cli.sources import opened_lm
 from emllm.cli.terminal import remark, working
 from emllm.config import MemoryConfig
-from emllm.errors import InputError
+from emllm.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from emllm.lm import EpisodicLM
@@ -85,6 +85,23 @@ class Stored:
         """The dtype that the user names, or the one that it was made with."""
         layers = self.header.get("layers") or [{}]
         return str(layers[0].get("dtype", given)) if given == "auto" else given
+
+
+def existing(path: Path) -> Stored:
+    """The memory in a folder.
+
+    Raises:
+        StoreError: there is none, or its catalogue is damaged.
+    """
+    stored = Stored.at(path)
+    if stored is None:
+        raise no_memory(path)
+    return stored
+
+
+def no_memory(path: Path) -> StoreError:
+    """What to say of a folder that is no memory."""
+    return StoreError(f"{path}: {'is not a memory' if os.path.lexists(path) else 'no such memory'}")
 
 
 def memory_among(sources: Sequence[str]) -> Stored | None:
