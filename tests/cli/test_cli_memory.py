@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from emllm.cli.sources import opened_lm
 from emllm.reading import ReadProgress
 from emllm.store.maintenance import describe
 
@@ -189,6 +190,16 @@ class TestForget:
         result = as_json(run("memory", "forget", memory, "--reread", "--json"))
         assert result["later"] == ["two.txt"] and result["is_reread"] and result["document"] is None
         assert lm == [("opened", True, 1), ("reread", memory, start, 1)]
+
+    def test_after_rereading_the_document_has_no_place_any_more(
+        self, run, memory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("emllm.cli.forget.opened_lm", opened_lm)
+        assert run("memory", "forget", memory, "one.txt", "--reread", "--device", "cpu").code == 0
+        shown = as_json(run("memory", "show", memory, "--json"))
+        assert [one["name"] for one in shown["documents"]] == ["two.txt"] and shown["forgotten"] == []
+        assert run("memory", "verify", memory).code == 0
+        assert not list(memory.parent.glob("*.reread"))
 
     def test_nothing_is_loaded_where_nothing_came_later(self, run, memory: Path) -> None:
         assert run("memory", "forget", memory, "two.txt", "--reread").code == 0

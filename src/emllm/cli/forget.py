@@ -6,7 +6,7 @@ This module does not know how anything is forgotten.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from emllm.cli.terminal import reading, say, say_json, working
 from emllm.errors import InputError
 
 if TYPE_CHECKING:
+    from emllm.lm import EpisodicLM
     from emllm.memory.forgetting import Forgotten
     from emllm.reading import ReadProgress
 
@@ -51,7 +52,7 @@ def forget(
         raise InputError(f"{mem}: nothing was forgotten, so that there is nothing to read anew")
     later = _later(stored, start)
     forgotten = None
-    if reread and later:
+    if reread and later and start is not None:
         with opened_lm(stored.model(model), device=device, dtype=stored.dtype(dtype)) as lm:
             lm.memory(mem, read_only=True).close()  # it must be the right model before anything is forgotten
             forgotten = None if name is None else _forget(stored, name, as_json=json)
@@ -104,7 +105,7 @@ def _forget(stored: Stored, name: str, *, as_json: bool) -> Forgotten:
     return forgotten
 
 
-def _reread(lm: Any, path: Path, start: int | None) -> None:
+def _reread(lm: EpisodicLM, path: Path, start: int) -> None:
     try:
         with interruptible_between_chunks() as check, reading("what came later") as show:
 
