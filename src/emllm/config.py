@@ -43,6 +43,7 @@ _PAPER: Mapping[str, Any] = {
     "scorer": "dot",
     "event_key": "mass",
     "representatives": 4,
+    "shortlist_events": 0,
     "index_precision": "exact",
     "positions": "paper",
     "min_event_tokens": 8,
@@ -112,6 +113,8 @@ class MemoryConfig:
         scorer: how events are ranked against the present queries.
         event_key: how an event is represented: which of its keys stand for it.
         representatives: number of tokens that stand for an event.
+        shortlist_events: once there are many events, a layer ranks all of them in turns and so many of the
+            best in between; 0 ranks all of them every time.
         index_precision: of the event keys that are ranked: `int8`, or `exact` as the model computed them.
         positions: where recalled tokens stand: `ordered` or `paper`.
         codec: how keys and values are stored once they have left the local window: `exact`, `bf16`, `fp8`,
@@ -138,6 +141,7 @@ class MemoryConfig:
     scorer: str = "votes"
     event_key: str = "spread"
     representatives: int = 4
+    shortlist_events: int = 1024
     index_precision: str = "int8"
     positions: str = "ordered"
     codec: str = "exact"
@@ -168,6 +172,7 @@ class MemoryConfig:
             ("recall_every_tokens", 1),
             ("representatives", 1),
             ("refine_from_layer", 0),
+            ("shortlist_events", 0),
             ("device_budget", 0),
             ("host_budget", 0),
         ):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,12 @@ from emllm.store.maintenance import verify
 
 NUM_TOKENS = 150
 folders = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def few_events_are_many(monkeypatch):
+    """Layers take turns in ranking all events from the fifth one on."""
+    monkeypatch.setattr("emllm.recall.shortlist.EVENTS_PER_RECALL", 4)
 
 
 def opened(path: Path, shape, config=None, **kwargs) -> EpisodicMemory:

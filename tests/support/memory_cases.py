@@ -62,6 +62,7 @@ def configs(draw: st.DrawFn, *, recall_tokens: int | str = 24) -> MemoryConfig:
         positions=draw(st.sampled_from(["ordered", "paper"])),
         contiguity=draw(st.sampled_from([0.0, 0.3, 0.7])),
         representatives=draw(st.integers(1, 5)),
+        shortlist_events=draw(st.sampled_from([0, 3, 8])),
         index_precision=draw(st.sampled_from(INDEX_PRECISIONS)),
         gamma=draw(st.sampled_from([0.2, 1.0])),
         sink_tokens=draw(st.sampled_from([0, 1, 4, 20])),

@@ -27,6 +27,9 @@ from emllm.store.files import FileRecord
 from emllm.store.folder import MemoryFolder
 from emllm.store.slabs import LayerShape
 
+#: What a snapshot says of a layer that has recalled nothing.
+FRESH_LAYER: dict[str, Any] = {"plan": None, "queue": [], "num_recalls": 0, "num_ranked": None}
+
 
 @dataclass(frozen=True)
 class Forgotten:
@@ -180,7 +183,7 @@ class _Surgery:
         state = self._folder.contents.state
         before, after = _frontier(state), _frontier(self._state(state))
         for name in list(tensors):
-            if name.startswith("state.queries."):
+            if name.startswith(("state.queries.", "state.shortlist.")):
                 del tensors[name]
             elif name.startswith("state.weights."):
                 weights = tensors[name]
@@ -220,7 +223,7 @@ class _Surgery:
             "events_in_window": in_window,
             "event_open_start": open_start,
             "cutter": cutter,
-            "layers": {name: {"plan": None, "queue": []} for name in state["layers"]},
+            "layers": dict.fromkeys(state["layers"], FRESH_LAYER),
         }
 
 

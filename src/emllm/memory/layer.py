@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emllm.attention.context import ContextBuffers, ContextPlan, LayerContext, turned_alike
@@ -21,8 +22,9 @@ from emllm.memory.events import EventTable
 from emllm.memory.staging import AttentionOptions, LayerState, Staged, View
 from emllm.recall.budget import select_events
 from emllm.recall.event_keys import WEIGHTS_NEEDED
-from emllm.recall.index import EventIndex
-from emllm.recall.scorers import SCORERS
+from emllm.recall.index import EventIndex, IndexPart
+from emllm.recall.scorers import ASKING_VOTES, SCORERS
+from emllm.recall.shortlist import Shortlist, is_ranking_of_all_due, parts_of
 from emllm.recall.trace import Habit, Recall, RecallTrace, recall_of
 from emllm.recall.weights import attention_mass, mean_logit
 from emllm.store.log import Log
@@ -53,6 +55,8 @@ class MemoryLayer:
         self._queue: list[int] = []
         self._queries: list[Tensor] = []
         self._weights: Tensor | None = None
+        self._shortlist: Shortlist | None = None
+        self._num_recalls = 0
         self._needs = WEIGHTS_NEEDED[config.event_key] if self.has_index else None
 
     @property
@@ -114,7 +118,11 @@ class MemoryLayer:
         distance = self.config.local_tokens
         length = view.sinks_stop + view.num_tokens - view.local_start + query.shape[1]
         asking = turned_alike(ranking.sample(pending), distance, self.geometry.rotation, length=length)
-        parts = ranking.parts(self.index.parts(), pending.shape[1])
+        parts: Sequence[IndexPart] = self.index.parts()
+        candidates = self._candidates(len(view.sizes), query.shape[1])
+        if candidates is not None:
+            parts = parts_of(parts, candidates)
+        parts = ranking.parts(parts, pending.shape[1])
         scores = ranking.score(asking, parts, options.scaling).float().cpu().numpy()
         recalled, staged.queue = select_events(
             scores,
@@ -123,9 +131,23 @@ class MemoryLayer:
             contiguity=self.config.contiguity,
             min_event_tokens=self.config.min_event_tokens,
             buffer=self._queue,
+            candidates=candidates,
         )
-        staged.trace = (scores, recalled)
+        if candidates is None:
+            staged.trace = (scores, recalled)
+            if 0 < self.config.shortlist_events < len(scores):
+                staged.shortlist = Shortlist.of(scores, self.config.shortlist_events)
+        staged.is_recall = True
         return recalled
+
+    def _candidates(self, num_events: int, num_new: int) -> NDArray[np.int64] | None:
+        """The events to rank: all of them for a question and when it is this layer's turn (None)."""
+        is_question = 1 < num_new <= ASKING_VOTES
+        if self._shortlist is None or self.config.shortlist_events == 0 or is_question:
+            return None
+        if is_ranking_of_all_due(self._num_recalls, num_events, layer_idx=self.layer_idx):
+            return None
+        return self._shortlist.candidates(num_events)
 
     def _lay_out(self, log: Log, plan: ContextPlan, key: Tensor, value: Tensor) -> LayerContext:
         """Gather and place the tokens of a plan in buffers that no committed context uses."""
@@ -200,6 +222,8 @@ class MemoryLayer:
         self._plan = self._context.plan
         self._queue = staged.queue
         self._queries = staged.queries
+        self._num_recalls += staged.is_recall
+        self._shortlist = staged.shortlist or self._shortlist
         if staged.trace is not None and self.trace is not None:
             self.trace.add(self.layer_idx, *staged.trace, habit=self._habit)
         elif staged.trace is not None:
@@ -224,11 +248,14 @@ class MemoryLayer:
     def state(self) -> LayerState:
         """What one chunk leaves for the next, but for the index and the habit."""
         queries = torch.cat(self._queries, dim=1) if self._queries else None
-        return LayerState(self._plan, list(self._queue), queries, self._weights)
+        return LayerState(
+            self._plan, list(self._queue), queries, self._weights, self._shortlist, self._num_recalls
+        )
 
     def restore(self, state: LayerState, recalls: Sequence[Recall]) -> None:
         """Go on where another layer was, whose habit was told of these recalls."""
         self._plan, self._queue, self._weights = state.plan, list(state.queue), state.weights
+        self._shortlist, self._num_recalls = state.shortlist, state.num_recalls
         self._queries = [] if state.queries is None else list(state.queries.split(1, dim=1))
         for recall in recalls:
             self._habit.add(recall)
@@ -267,6 +294,7 @@ class MemoryLayer:
         child._queue = list(self._queue)
         child._queries = list(self._queries)
         child._weights = self._weights
+        child._shortlist, child._num_recalls = self._shortlist, self._num_recalls
         return child
 
 

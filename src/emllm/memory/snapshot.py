@@ -20,6 +20,7 @@ from emllm.attention.layout import Layout
 from emllm.memory.layer import MemoryLayer
 from emllm.memory.staging import LayerState
 from emllm.recall.index import IndexPart
+from emllm.recall.shortlist import Shortlist
 from emllm.recall.trace import Recall
 
 if TYPE_CHECKING:
@@ -35,8 +36,19 @@ def snapshot(memory: EpisodicMemory) -> tuple[dict[str, Any], dict[str, Tensor]]
     layers = {}
     for layer in memory._memory_layers:
         state = layer.state()
-        layers[str(layer.layer_idx)] = {"plan": _plan_numbers(state.plan), "queue": state.queue}
-        kept = {"queries": state.queries, "weights": state.weights, "centre": layer.index.centre}
+        layers[str(layer.layer_idx)] = {
+            "plan": _plan_numbers(state.plan),
+            "queue": state.queue,
+            "num_recalls": state.num_recalls,
+            "num_ranked": None if state.shortlist is None else state.shortlist.num_ranked,
+        }
+        shortlist = None if state.shortlist is None else torch.from_numpy(state.shortlist.events)
+        kept = {
+            "queries": state.queries,
+            "weights": state.weights,
+            "centre": layer.index.centre,
+            "shortlist": shortlist,
+        }
         for name, tensor in kept.items():
             if tensor is not None:
                 tensors[f"state.{name}.{layer.layer_idx}"] = tensor.cpu()
@@ -84,7 +96,13 @@ def restore(
             None if tensor is None else tensor.to(layer.geometry.device)
             for tensor in (tensors.get(f"state.{name}.{layer.layer_idx}") for name in ("queries", "weights"))
         )
-        state = LayerState(_plan(kept["plan"]), kept["queue"], queries, weights)
+        shortlist = None
+        if kept["num_ranked"] is not None:
+            best = tensors[f"state.shortlist.{layer.layer_idx}"].numpy()
+            shortlist = Shortlist(best, kept["num_ranked"])
+        state = LayerState(
+            _plan(kept["plan"]), kept["queue"], queries, weights, shortlist, kept["num_recalls"]
+        )
         layer.restore(state, recalls.get(layer.layer_idx, ()))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emllm.attention.context import ContextPlan, LayerContext
+from emllm.recall.shortlist import Shortlist
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Staged:
     query_sums: Tensor | None = None
     mass: Tensor | None = None
     trace: tuple[NDArray[np.float32], list[int]] | None = None
+    shortlist: Shortlist | None = None
+    is_recall: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,13 @@ class LayerState:
         queue: the contiguity queue.
         queries: those since the last recall while decoding, ``[H, T, D]``.
         weights: of tokens that have no event key yet.
+        shortlist: the best events of the last ranking of all.
+        num_recalls: recalls so far.
     """
 
     plan: ContextPlan | None
     queue: list[int]
     queries: Tensor | None
     weights: Tensor | None
+    shortlist: Shortlist | None = None
+    num_recalls: int = 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emllm.errors import StoreError
-from emllm.memory.forgetting import split_event_keys
+from emllm.memory.forgetting import FRESH_LAYER, split_event_keys
 from emllm.segmentation.baselines import SentenceStarts
 from emllm.store.contents import Change
 from emllm.store.folder import MemoryFolder
@@ -127,5 +127,5 @@ def _state(folder: MemoryFolder, token: int, *, has_documents: bool) -> dict[str
         "events_in_window": kept,
         "event_open_start": max(token, start),
         "cutter": {"segmenter": segmenter, "sentences": SentenceStarts().state()},
-        "layers": {name: {"plan": None, "queue": []} for name in state["layers"]},
+        "layers": dict.fromkeys(state["layers"], FRESH_LAYER),
     }

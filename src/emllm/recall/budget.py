@@ -59,6 +59,7 @@ def select_events(
     contiguity: float,
     min_event_tokens: int,
     buffer: Sequence[int] = (),
+    candidates: NDArray[np.int64] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Events recalled for one layer (EM-LLM, section 3.3).
 
@@ -68,12 +69,13 @@ def select_events(
     the similarity buffer may use what contiguity leaves over.
 
     Args:
-        scores: of each event, any scale.
+        scores: of each event or candidate, any scale.
         sizes: tokens of each event.
         budget_tokens: that both buffers share.
         contiguity: share of the budget that is kept for neighbours in time.
         min_event_tokens: the least size, which bounds how many events can fit.
         buffer: the contiguity queue of the step before, most recent first.
+        candidates: events that the scores are of, ascending; None is all.
 
     Returns:
         All recalled events in time order, and the new contiguity queue.
@@ -82,6 +84,8 @@ def select_events(
     if int(sizes.sum()) <= budget_tokens:
         return list(range(num_events)), []
     ranking = rank_events(scores, budget_tokens // min_event_tokens + 1)
+    if candidates is not None:
+        ranking = candidates[ranking].tolist()
     taken: set[int] = set()
     contiguity_tokens = int(budget_tokens * contiguity)
     similar = fill(ranking, sizes, budget_tokens - contiguity_tokens, taken)
