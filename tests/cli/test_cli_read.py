@@ -369,6 +369,7 @@ def test_a_memory_made_with_a_preset_opens_with_it(preset: str, variant: str | N
         ({"gamma": 1.0}, "gamma=2.0 and cannot be opened with gamma=1.0"),
         ({"recall_tokens": "all"}, "recall_tokens=128 and cannot be opened with recall_tokens='all'"),
         ({"preset": "inf-llm"}, "cannot be opened with"),
+        ({"segmenter": "kl"}, "made with segmenter='surprise'"),
         ({"variant": "Z"}, "variant must be one of"),
         ({"gama": 1.0}, "unknown setting 'gama'"),
     ],

@@ -71,14 +71,16 @@ class GivenSettings:
         unknown = {name: value for name, value in self.settings.items() if name not in (*stored, *PLACEMENT)}
         MemoryConfig.from_settings(unknown, preset=self.preset, variant=self.variant)
         variant = VARIANTS[self.variant] if self.variant is not None else {}
+        # A memory from before there was a setting has its default.
+        known = {**{field.name: field.default for field in dataclasses.fields(MemoryConfig)}, **stored}
         budgets = {}
         for name, value in {**PRESETS[self.preset], **variant, **self.settings}.items():
             asked = UNLIMITED_TOKENS if (name, value) == ("recall_tokens", "all") else value
             if name in PLACEMENT:
                 budgets[name] = value
-            elif name in stored and stored[name] != asked:
+            elif known[name] != asked:
                 raise ConfigError(
-                    f"{path} was made with {name}={_shown(stored[name])} and cannot be opened with "
+                    f"{path} was made with {name}={_shown(known[name])} and cannot be opened with "
                     f"{name}={_shown(asked)}"
                 )
         return MemoryConfig(**stored, **budgets) if budgets else None
