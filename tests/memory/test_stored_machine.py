@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tests.support.driven_memory import Tape, event_spans, geometry, random_tape, read
 from tests.support.memory_cases import HYBRID, assert_same_bits, configs, index_of, log_of
+from tests.support.torture import habits_of
 
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import CODECS, MemoryConfig
@@ -211,6 +212,7 @@ class StoredMemory(RuleBasedStateMachine):
         assert one.num_tokens == other.num_tokens
         assert_same_bits(log_of(one, self.shape), log_of(other, self.shape))
         assert_same_bits(index_of(one), index_of(other))
+        assert_same_bits(habits_of(one), habits_of(other))
         assert event_spans(one) == event_spans(other)
         assert one.documents == other.documents
 

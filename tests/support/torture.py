@@ -215,12 +215,20 @@ def held_by(case: Case, memory: EpisodicMemory) -> dict[str, str]:
     for layer in memory_layers(memory):
         parts = [part.floats() for part in layer.index.parts()] if len(layer.index) else []
         held[f"event keys of layer {layer.layer_idx}"] = digest([torch.cat(parts, 1)] if parts else [])
+    for layer_idx, habit in enumerate(habits_of(memory)):
+        held[f"habit of layer {layer_idx}"] = digest([habit])
     held["token ids"] = digest([torch.from_numpy(memory.token_ids())])
     held["surprise"] = digest([torch.from_numpy(memory.surprise())])
     held["events"] = digest([torch.tensor(event_spans(memory))])
     records = [dataclasses.replace(one, read_seconds=0.0) for one in memory.documents]
     held["documents"] = hashlib.sha256(repr(records).encode()).hexdigest()
     return held
+
+
+def habits_of(memory: EpisodicMemory) -> list[Tensor]:
+    """What every event that can be recalled scores on average, by layer; it shows in traces only."""
+    num_events = memory._events.num_recallable
+    return [torch.from_numpy(layer._habit.mean(num_events)) for layer in memory_layers(memory)]
 
 
 def digest(tensors: list[Tensor]) -> str:
