@@ -34,25 +34,34 @@ class Plan:
         num_tokens: N, the tokens to read.
         num_events: ``N / mean_event_tokens``.
         kv_bytes_per_token: keys and values of a token, all layers, in the model's dtype.
-        segment_tokens: see `emllm.store.sizes.segment_tokens`.
-        sealed_tokens: tokens in encoded segments at the end: ``N - local_tokens - mean_event_tokens``,
-            rounded down to whole segments.
+        unit_tokens: of a unit, which is one file: ``chunk_tokens``.
+        sealed_tokens: tokens that the codec has encoded at the end: what was read before the last chunk, less
+            ``local_tokens + mean_event_tokens`` (or the widest sliding window), rounded down to whole units.
         raw_tokens: ``N - sealed_tokens``.
-        disk_bytes: for each codec: ``sealed_tokens / page_tokens`` pages of each layer, index, catalogue,
-            ``raw_tokens * kv_bytes_per_token``, id and surprise of each token, headers of the segments.
+        disk_bytes: for each codec: ``unit_tokens / page_tokens`` pages, rounded up, of each unit and layer,
+            encoded up to `sealed_tokens` and then exact; index, catalogue, 8 bytes of id and surprise for
+            each token, a header for each unit, the state (logits of one token, and in each layer the mean
+            key that the index took off), and, for each chunk after the first ``sink + local + recall``
+            tokens and each full-attention layer, ``24 + 12 * recall_tokens / mean_event_tokens`` of
+            what was recalled.
         index_bytes: events times, over the full-attention layers, ``num_kv_heads * (representatives *
             head_dim + 4)``: int8 keys and one scale; the dtype's size and no scale for exact keys.
-        catalogue_bytes: spans of events, a row for each chunk, a checksum for each page.
+        catalogue_bytes: spans of events, two rows for each unit, a checksum for each page.
         weight_bytes: ``num_params * itemsize``.
         process_bytes: Python and its libraries.
         activation_bytes: logits of a chunk ``chunk * vocab``, twice 16 float32 rows of them, activations of
             one layer ``chunk * (4 hidden + 3 inner)``, and ``2 * 9/8`` contexts of three views and a chunk.
-        tail_bytes: raw tokens at most: ``segment + local + recall + chunk`` tokens, or all.
+        tail_bytes: raw tokens at most: ``local + recall + 2 chunk`` and a slab of 1024, or all; and the unit
+            that is being written.
         text_bytes: the longest document while it is tokenised.
-        log_bytes: ids and surprise of all tokens, spans of all events.
+        log_bytes: ids and surprise of all tokens, spans of all events, and their habits in each full layer.
         least_budget: decoded pages that one chunk may ask for: the recalled events' pages of all layers.
-        device_budget: proposed for decoded pages where the layers compute.
-        host_budget: proposed for encoded pages in RAM.
+        device_budget: of decoded pages where the layers compute, and no more than there are: what was set,
+            or by default a quarter of what is free, at most 1 GiB on a CPU and 8 GiB on a GPU; smaller, where
+            that does not fit, but not than `least_budget`.
+        host_budget: of encoded pages in RAM, likewise: by default none on a CPU, and with a GPU a quarter of
+            the free RAM, at most 16 GiB.
+        is_default_budget: whether these budgets are used anyway; else they are smaller and must be set.
         codec: proposed: the largest one that fits on the disk, as it loses least; the smallest if none does.
         ram_bytes: at the peak. On a CPU the sum of all from `weight_bytes` to `log_bytes`, index and both
             budgets; with a GPU what is not there, and the weights on their way to it, if that is more.
@@ -66,7 +75,7 @@ class Plan:
     num_tokens: int
     num_events: int
     kv_bytes_per_token: int
-    segment_tokens: int
+    unit_tokens: int
     sealed_tokens: int
     raw_tokens: int
     disk_bytes: Mapping[str, int]
@@ -81,6 +90,7 @@ class Plan:
     least_budget: int
     device_budget: int
     host_budget: int
+    is_default_budget: bool
     codec: str
     ram_bytes: int
     device_bytes: int | None
@@ -120,7 +130,7 @@ def make_plan(needs: Needs, machine: Machine) -> Plan:
         num_tokens=needs.work.num_tokens,
         num_events=needs.num_events,
         kv_bytes_per_token=needs.kv_bytes_per_token,
-        segment_tokens=needs.segment_tokens,
+        unit_tokens=needs.unit_tokens,
         sealed_tokens=needs.sealed_tokens,
         raw_tokens=needs.work.num_tokens - needs.sealed_tokens,
         disk_bytes=disk,
@@ -135,6 +145,7 @@ def make_plan(needs: Needs, machine: Machine) -> Plan:
         least_budget=needs.least_budget,
         device_budget=device_budget,
         host_budget=host_budget,
+        is_default_budget=(device_budget, host_budget) == wanted_budgets(needs, machine, codec=codec),
         codec=codec,
         ram_bytes=ram,
         device_bytes=needs.computing_bytes + CUDA_BYTES + device_budget if has_gpu else None,
@@ -152,26 +163,46 @@ def codecs() -> tuple[str, ...]:
     return tuple(CODECS)
 
 
-def budgets(needs: Needs, machine: Machine, *, codec: str) -> tuple[int, int]:
-    """Bytes for decoded pages where the layers compute, and for encoded pages in RAM.
+def wanted_budgets(needs: Needs, machine: Machine, *, codec: str) -> tuple[int, int]:
+    """What a memory will take for decoded pages where the layers compute, and for encoded pages in RAM.
 
-    All pages decoded, if there is room; else on a GPU all its room, and on a CPU a quarter of the room, as
-    the host's encoded pages come out of the same RAM and hold more tokens by the byte. Never less than a
-    chunk needs, and nothing on the host that the device holds already.
+    What was set, or what `emllm.memory.placing` takes of what is free once the model is there; in either
+    case no more than there is to keep.
     """
-    everything = needs.sealed_tokens * needs.kv_bytes_per_token
+    from emllm.memory.placing import MOST_IN_HOST, MOST_ON_CPU, MOST_ON_GPU
+
+    device, host = needs.config.device_budget, needs.config.host_budget
+    weights, ram = needs.model.weight_bytes, machine.ram_bytes - PROCESS_BYTES
     if machine.device_bytes is None:
-        room = int(machine.ram_bytes * FREE_SHARE) - needs.hosting_bytes - needs.computing_bytes
-        share = room // 4
-        rest = room
+        free, most, most_in_host = ram - weights, MOST_ON_CPU, 0
     else:
-        room = share = int(machine.device_bytes * FREE_SHARE) - CUDA_BYTES - needs.computing_bytes
-        rest = int(machine.ram_bytes * FREE_SHARE) - needs.hosting_bytes
-    if everything <= room:
-        return everything, 0
-    device = min(max(share, needs.least_budget), everything)
+        free, most, most_in_host = machine.device_bytes - CUDA_BYTES - weights, MOST_ON_GPU, MOST_IN_HOST
+    if device is None:
+        device = min(max(free, 0) // 4, most)
+    if host is None:
+        host = min(max(ram, 0) // 4, most_in_host)
+    everything = needs.sealed_tokens * needs.kv_bytes_per_token
+    return min(device, everything), min(host, needs.pages_bytes(codec))
+
+
+def budgets(needs: Needs, machine: Machine, *, codec: str) -> tuple[int, int]:
+    """The wanted budgets, or smaller ones where those do not fit: a chunk's pages come first."""
+    device, host = wanted_budgets(needs, machine, codec=codec)
+    hosting = needs.hosting_bytes
+    if machine.device_bytes is None:
+        hosting += needs.computing_bytes
+        room = int(machine.ram_bytes * FREE_SHARE) - hosting
+    else:
+        room = int(machine.device_bytes * FREE_SHARE) - CUDA_BYTES - needs.computing_bytes
+    device = min(device, max(room, needs.least_budget))
+    rest = int(machine.ram_bytes * FREE_SHARE) - hosting
     rest -= device if machine.device_bytes is None else 0
-    return device, max(min(needs.pages_bytes(codec), rest), 0)
+    return device, max(min(host, rest), 0)
+
+
+def _least_budget(needs: Needs, machine: Machine, *, codec: str) -> int:
+    """Decoded pages that there must be room for: a chunk's, or what the memory takes, if that is less."""
+    return min(needs.least_budget, wanted_budgets(needs, machine, codec=codec)[0])
 
 
 def problems(needs: Needs, machine: Machine, *, codec: str) -> tuple[str, ...]:
@@ -179,7 +210,8 @@ def problems(needs: Needs, machine: Machine, *, codec: str) -> tuple[str, ...]:
     dtype = ", --dtype bfloat16" if needs.model.geometry.dtype.itemsize > 2 else ""
     smaller = f"a smaller model{dtype} or a smaller --chunk-tokens needs less"
     has_gpu = machine.device_bytes is not None
-    least_ram = _ram_bytes(needs, 0 if has_gpu else needs.least_budget, has_gpu=has_gpu)
+    least_budget = _least_budget(needs, machine, codec=codec)
+    least_ram = _ram_bytes(needs, 0 if has_gpu else least_budget, has_gpu=has_gpu)
     checked = [
         (
             f"the disk needs, with codec {codec},",
@@ -190,7 +222,7 @@ def problems(needs: Needs, machine: Machine, *, codec: str) -> tuple[str, ...]:
         ("RAM needs at least", least_ram, machine.ram_bytes, smaller),
     ]
     if machine.device_bytes is not None:
-        least = needs.computing_bytes + CUDA_BYTES + needs.least_budget
+        least = needs.computing_bytes + CUDA_BYTES + least_budget
         checked.append(
             ("the GPU needs at least", least, machine.device_bytes, f"{smaller}, --device cpu none")
         )

@@ -45,7 +45,7 @@ class TestFigures:
     def test_a_bare_number_is_a_number_of_tokens(self, run, model, word: str, tokens: int) -> None:
         result = json.loads(run("plan", word, *model, "--json").out)
         assert result["num_tokens"] == tokens and result["documents"] == []
-        assert result["num_events"] == round(tokens / 22)
+        assert result["num_events"] == round(tokens / 18)
 
     def test_json_has_the_fields_of_a_plan(self, run, model) -> None:
         from emllm.plan import Plan

@@ -198,7 +198,13 @@ def planned(
     from emllm.plan import make_plan
 
     mean = mean_event_tokens or MEAN_EVENT_TOKENS
-    work = Workload(text.num_tokens, text.longest_tokens, speed or 1.0, mean_event_tokens=mean)
+    work = Workload(
+        text.num_tokens,
+        text.longest_tokens,
+        speed or 1.0,
+        mean_event_tokens=mean,
+        num_documents=max(len(text.names), 1),
+    )
     needs = Needs(outline, config, work)
     if speed is None:
         flops = matmul_flops(
@@ -280,7 +286,8 @@ def rows(
         (
             "proposed",
             f"codec {plan.codec}",
-            f"device_budget {size(plan.device_budget)}, host_budget {size(plan.host_budget)}",
+            f"device_budget {size(plan.device_budget)}, host_budget {size(plan.host_budget)}"
+            f" ({'as if not set' if plan.is_default_budget else 'to be set, as the defaults do not fit'})",
         ),
     ]
 
