@@ -25,7 +25,12 @@ SETTINGS = [
     "scorer",
     "event_key",
     "representatives",
+    "shortlist_events",
+    "index_precision",
     "positions",
+    "codec",
+    "device_budget",
+    "host_budget",
 ]
 
 
@@ -58,9 +63,11 @@ def test_a_language_model_offers_these_methods():
         "chat_format",
         "close",
         "evidence",
+        "fingerprint",
         "from_pretrained",
         "geometry",
         "memory",
+        "reread",
         "stream",
     ]
 
@@ -69,19 +76,30 @@ def test_a_memory_offers_these_methods():
     assert public(EpisodicMemory) == [
         "abandon",
         "attend",
+        "become",
         "begin_chunk",
+        "begin_document",
+        "close",
         "closing_boundaries",
         "commit",
+        "document_being_read",
+        "drop_document_without_tokens",
         "event",
         "events",
+        "flush",
+        "forget",
         "fork",
         "num_events",
+        "num_representatives",
         "num_tokens",
         "place",
         "read",
         "surprise",
+        "texts_from",
         "token_ids",
         "trace_recall",
+        "units_that_left",
+        "verify",
     ]
 
 

@@ -276,7 +276,8 @@ class EpisodicLM:
                         )
                     chunk = memory.config.chunk_tokens
                     cache = self.cache(memory)
-                    read_tokens(self.model, cache, token_ids, chunk_tokens=chunk, progress=progress)
+                    counted = progress if document is None else _counted(memory, progress)
+                    read_tokens(self.model, cache, token_ids, chunk_tokens=chunk, progress=counted)
             swap(building, path)
         finally:
             shutil.rmtree(building, ignore_errors=True)

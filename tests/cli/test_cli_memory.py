@@ -229,7 +229,6 @@ class TestCopyAndCompact:
             del one["memory"], one["bytes"]["catalogue"]
         assert shown[0] == shown[1]
 
-    @pytest.mark.xfail(reason="Catalogue.scrub leaves the old seal in place", strict=True)
     def test_compacting_deletes_what_belongs_to_nothing(self, run, memory: Path) -> None:
         stray = memory / "segments" / "000000000000-000000000001-00000000.safetensors"
         stray.write_bytes(bytes(10_000))

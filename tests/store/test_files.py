@@ -91,7 +91,7 @@ def test_rows_in_any_order_are_the_rows_of_the_table(tmp_path_factory, rows):
     file = TensorFile(folder, written(folder, {"pages.3": table}))
     out = np.zeros((len(rows), 33), dtype=np.uint8)
     idx = np.array(rows, dtype=np.int64)
-    file.will_need("pages.3", idx)
+    file.read_rows("pages.3", idx, out, ahead=True)
     file.read_rows("pages.3", idx, out)
     assert np.array_equal(out, table.numpy()[idx])
     file.close()

@@ -138,7 +138,9 @@ def check_disk(
             trained_tokens=outline.geometry.trained_tokens, num_layers=outline.geometry.num_layers
         )
         lengths = [int(len(document.text.encode()) / BYTES_PER_TOKEN) + 1 for document in pending]
-        needs = Needs(outline, resolved, Workload(sum(lengths), max(lengths), 1.0))
+        needs = Needs(
+            outline, resolved, Workload(sum(lengths), max(lengths), 1.0, num_documents=len(lengths))
+        )
         needed = needs.disk_bytes(resolved.codec)
         free = shutil.disk_usage(existing_folder(into)).free
     if needed > free * FREE_SHARE:

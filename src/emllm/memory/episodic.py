@@ -49,6 +49,10 @@ class Home(Protocol):
         """Everything committed is durable when this returns."""
         ...
 
+    def verify(self) -> list[str]:
+        """What is wrong with it."""
+        ...
+
     def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
         """A document is gone for good when this returns."""
         ...
@@ -249,6 +253,9 @@ class EpisodicMemory:
         """What the chunk made final; events also end where a document begins and ends."""
         boundaries: list[int] = []
         document = self.document_being_read
+        stop = first + len(token_ids)
+        if document is not None and not document.stop == first < stop <= document.start + document.num_tokens:
+            document = None  # these tokens are not of it
         if document is not None and document.start == first:
             boundaries += self._cutter.restart(self._key_graph)
         boundaries += self._cutter.advance(token_ids, chunk_surprise, logits, self._key_graph, first=first)
@@ -260,8 +267,8 @@ class EpisodicMemory:
 
     @property
     def document_being_read(self) -> DocumentRecord | None:
-        """The last document, if not all of it was read yet."""
-        if not self.documents:
+        """The last document, if not all of it was read yet and no question came in between."""
+        if not self.documents or self.dialogue == "answered":
             return None
         last = self.documents[-1]
         return last if last.stop < last.start + last.num_tokens else None
@@ -348,6 +355,16 @@ class EpisodicMemory:
             finally:
                 self.home = None
                 home.close()
+
+    def verify(self) -> list[str]:
+        """Everything that is wrong with the folder that the memory lives in, one line each; reads all of it.
+
+        Without a folder there is nothing that could be.
+        """
+        if self.home is None:
+            return []
+        self.home.flush(self)
+        return self.home.verify()
 
     def forget(self, name: str) -> Forgotten:
         """Forget a document for good: its keys, values, tokens, event keys and name.

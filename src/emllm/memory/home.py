@@ -30,6 +30,7 @@ from emllm.store.contents import Change
 from emllm.store.files import FileRecord, TensorFile
 from emllm.store.folder import MemoryFolder
 from emllm.store.log import Unit
+from emllm.store.maintenance import verify
 from emllm.store.tiers import FilePages, PackedPages, Tiers
 
 if TYPE_CHECKING:
@@ -251,6 +252,10 @@ class FolderHome:
                 assert record is not None
                 pages = FilePages(self._folder.file(record))
                 log.settle(unit_idx, tiers.add(pages, unit.stop - unit.start))
+
+    def verify(self) -> list[str]:
+        """Everything that is wrong with the folder, one line each."""
+        return verify(self._folder.path)
 
     def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
         """Forget a document; the memory is read anew from what is left."""

@@ -18,6 +18,7 @@ from emllm.memory.episodic import EpisodicMemory, layer_shapes
 from emllm.memory.forgetting import Forgotten
 from emllm.memory.home import FolderHome, load
 from emllm.store.folder import MemoryFolder, is_memory
+from emllm.store.maintenance import verify
 from emllm.store.sizes import PAGE_TOKENS
 
 
@@ -97,6 +98,10 @@ class ReadOnlyHome:
 
     def flush(self, memory: EpisodicMemory) -> None:
         """Nothing can be new."""
+
+    def verify(self) -> list[str]:
+        """Everything that is wrong with the folder, one line each."""
+        return verify(self._folder.path)
 
     def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
         """Refuse, as `committed` does."""

@@ -159,6 +159,8 @@ class Catalogue:
     def scrub(self) -> None:
         """Rewrite the database, so that nothing that was deleted is left in it."""
         with self._lock, disk.translated("write", self._path):
+            seal.break_seal(self._path)
+            self._is_sealed = False
             disk.step("vacuum", self._path)
             self._connection.execute("VACUUM")
             disk.checkpoint(self._connection, self._path)

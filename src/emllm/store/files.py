@@ -14,7 +14,6 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -128,39 +127,45 @@ class TensorFile:
             raise StoreError(f"{self._path}: {name}: a boolean is neither 0 nor 1")
         return tensor
 
-    def read_rows(self, name: str, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def read_rows(
+        self, name: str, rows: NDArray[np.int64], out: NDArray[np.uint8], *, ahead: bool = False
+    ) -> None:
         """Reads pages, each one checked; pages that follow one another in one go.
 
         Args:
             name: a tensor named ``pages.*``.
             rows: which, in any order.
             out: ``[len(rows), row_bytes]``, contiguous; undefined where this raises.
+            ahead: tell the system that the page after the last one may be read soon.
         """
-        stored = self._table(name)
-        if out.shape != (len(rows), stored.row_bytes) or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise ValueError(
-                f"out must be contiguous bytes [{len(rows)}, {stored.row_bytes}], got {out.shape}"
-            )
-        if len(rows) == 0:
-            return
-        self._check_range(stored, rows)
         with self._opened() as descriptor:
-            for low, high in _runs(rows):
-                offset = stored.offset + int(rows[low]) * stored.row_bytes
-                self._read_bytes(descriptor, out[low:high].reshape(-1), offset)
-        self._check(stored, rows, out)
-
-    def will_need(self, name: str, rows: NDArray[np.int64]) -> None:
-        """Tells the system that these pages are read soon; does nothing where it cannot be told."""
-        stored = self._table(name)
-        if not hasattr(os, "posix_fadvise") or len(rows) == 0:
-            return
-        self._check_range(stored, rows)
-        with self._opened() as descriptor:
-            for low, high in _runs(rows):
-                offset = stored.offset + int(rows[low]) * stored.row_bytes
-                length = (high - low) * stored.row_bytes
-                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+            stored = self._tensors.get(name)
+            if stored is None or not stored.has_rows:
+                stored = self._table(name)
+            if out.shape != (len(rows), stored.row_bytes) or not out.flags.c_contiguous:
+                raise ValueError(
+                    f"out must be contiguous bytes [{len(rows)}, {stored.row_bytes}], got {out.shape}"
+                )
+            # Called for thousands of pages a second, mostly for one or two at a time.
+            wanted, size = rows.tolist(), stored.row_bytes
+            if wanted and not 0 <= min(wanted) <= max(wanted) < stored.shape[0]:
+                self._check_range(stored, rows)
+            low = 0
+            while low < len(wanted):
+                high = low + 1
+                while high < len(wanted) and wanted[high] == wanted[high - 1] + 1:
+                    high += 1
+                offset = stored.offset + wanted[low] * size
+                data = out[low:high].reshape(-1)
+                if os.preadv(descriptor, [data.data], offset) != len(data):
+                    self._read_bytes(descriptor, data, offset)
+                low = high
+            if ahead and wanted and wanted[-1] + 1 < stored.shape[0] and hasattr(os, "posix_fadvise"):
+                after = stored.offset + (wanted[-1] + 1) * size
+                os.posix_fadvise(descriptor, after, size, os.POSIX_FADV_WILLNEED)
+        for i, row in enumerate(wanted):
+            if zlib.crc32(out[i].data) != self._sums[stored.first_checksum + row]:
+                raise StoreError(self._complaint(stored, row))
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the file, one line each; empty when it is as it was written."""
@@ -300,12 +305,6 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
         seen.add(address)
     return separate
-
-
-def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Where rows follow one another: `[low, high)` in ``rows``."""
-    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-    return pairwise([0, *cuts.tolist(), len(rows)])
 
 
 def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:

@@ -32,7 +32,7 @@ CATALOGUE = "catalogue.sqlite"
 WRITER_LOCK = "lock"
 READERS_LOCK = "readers.lock"
 #: Data files that are open at once.
-MAX_OPEN_FILES = 128
+MAX_OPEN_FILES = 512
 _WAIT_SECONDS = 10.0
 #: What a writer may leave behind; anything else in the folder is somebody else's and stays.
 _DATA_LEFTOVER = re.compile(r"[0-9a-z-]+\.safetensors(\.[0-9a-f]+\.tmp)?")

@@ -29,9 +29,9 @@ from emllm.store.sizes import PAGE_TOKENS
 from emllm.store.slabs import LayerShape
 
 #: Threads that read one layer's missing pages from files at once.
-READERS = 4
-#: Pages that are worth waking the readers for; fewer are read at once where they are needed.
-PAGES_FOR_READERS = 16
+READERS = 8
+#: Pages that are worth waking a reader for; fewer are read where they are needed.
+PAGES_PER_READER = 3
 #: Pages a tier holds at least, per layer.
 LEAST_PAGES = 4
 
@@ -41,10 +41,6 @@ class Pages(Protocol):
 
     def read(self, layer_idx: int, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Copy pages ``[n, page_bytes]`` of a layer."""
-        ...
-
-    def will_need(self, layer_idx: int, rows: NDArray[np.int64]) -> None:
-        """These pages may be read soon."""
         ...
 
 
@@ -58,9 +54,6 @@ class PackedPages:
         """See `Pages.read`."""
         np.take(self.layers[layer_idx].numpy(), rows, axis=0, out=out)
 
-    def will_need(self, layer_idx: int, rows: NDArray[np.int64]) -> None:
-        """They are here."""
-
 
 class FilePages:
     """Pages in a file of a memory's folder."""
@@ -69,16 +62,20 @@ class FilePages:
         self._file = file
 
     def read(self, layer_idx: int, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """See `Pages.read`; every page is checked.
+        """See `Pages.read`; every page is checked, and the system told to read ahead.
 
         Raises:
             StoreError: the file is not as it was written.
         """
-        self._file.read_rows(f"pages.{layer_idx}", rows, out)
+        self._file.read_rows(f"pages.{layer_idx}", rows, out, ahead=True)
 
-    def will_need(self, layer_idx: int, rows: NDArray[np.int64]) -> None:
-        """See `Pages.will_need`."""
-        self._file.will_need(f"pages.{layer_idx}", rows)
+
+_Reading = tuple["Sealed", NDArray[np.int64], NDArray[np.uint8]]
+
+
+def _run(layer_idx: int, jobs: Sequence[_Reading]) -> None:
+    for sealed, rows, out in jobs:
+        sealed.pages.read(layer_idx, rows, out)
 
 
 class Sealed:
@@ -194,12 +191,12 @@ class Tiers:
         self._pools[layer_idx].gather(pages, rows, fetch, keys=keys, values=values)
 
     def _read(self, layer_idx: int, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Encoded pages from where they lie, units side by side; their neighbours are told to come."""
+        """Encoded pages from where they lie, some units side by side."""
         order = np.argsort(ids, kind="stable")
         is_sorted = bool((order == np.arange(len(order))).all())
         target = out if is_sorted else np.empty_like(out)
         wanted = ids[order]
-        jobs: list[tuple[Sealed, NDArray[np.int64], NDArray[np.uint8]]] = []
+        jobs: list[_Reading] = []
         low = 0
         while low < len(wanted):
             first = self._firsts[bisect.bisect_right(self._firsts, int(wanted[low])) - 1]
@@ -207,20 +204,14 @@ class Tiers:
             high = int(np.searchsorted(wanted, first + sealed.num_pages))
             jobs.append((sealed, wanted[low:high] - first, target[low:high]))
             low = high
-        if len(wanted) < PAGES_FOR_READERS or len(jobs) == 1:
-            for sealed, rows, piece in jobs:
-                sealed.pages.read(layer_idx, rows, piece)
+        shares = min(READERS, len(wanted) // PAGES_PER_READER, len(jobs))
+        if shares <= 1:
+            _run(layer_idx, jobs)
         else:
-            reading = [
-                self._readers.submit(sealed.pages.read, layer_idx, rows, piece)
-                for sealed, rows, piece in jobs
-            ]
+            reading = [self._readers.submit(_run, layer_idx, jobs[i::shares]) for i in range(1, shares)]
+            _run(layer_idx, jobs[::shares])
             for one in reading:
                 one.result()
-        for sealed, rows, _ in jobs:
-            after = int(rows[-1]) + 1
-            if after < sealed.num_pages:
-                sealed.pages.will_need(layer_idx, np.array([after]))
         if not is_sorted:
             out[order] = target
 
