@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from emllm.recall.index import EventIndex
 from emllm.recall.scorers import SCORERS
-from emllm.recall.shortlist import EVENTS_PER_RECALL, Shortlist, is_ranking_of_all_due, parts_of
+from emllm.recall.shortlist import EVENTS_PER_RECALL, Shortlist, is_ranking_of_all_due, keys_of
 
 
 @given(st.integers(0, 10**6), st.integers(0, 40), st.integers(0, 10**6))
@@ -49,4 +49,4 @@ def test_scores_of_candidates_order_them_as_scores_of_all_do(num_events, chosen,
     query = torch.randn(4, 1, 8, generator=generator)
     score = SCORERS["dot"].score
     all_scores = score(query, index.parts(), 0.5)
-    torch.testing.assert_close(score(query, parts_of(index.parts(), events), 0.5), all_scores[events])
+    torch.testing.assert_close(score(query, [keys_of(index.parts(), events)], 0.5), all_scores[events])

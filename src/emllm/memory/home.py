@@ -8,7 +8,8 @@ every commit replaces. This module does not know how files are made durable, nor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,8 @@ from emllm.store.tiers import FilePages, PackedPages, Tiers
 if TYPE_CHECKING:
     from emllm.memory.episodic import EpisodicMemory
 
-#: Tensors of a file that hold one unit's part of what only grows.
-GROWING = ("event_keys", "event_scales", "recall_rows", "recall_events", "recall_standing")
+#: Files that are read side by side when a memory is opened.
+FILES_AT_ONCE = 8
 
 
 @dataclass
@@ -292,7 +293,7 @@ def load(
     if not contents.files:
         return [], None, {}
     state_record = next(one for one in contents.files if one.name == contents.state["state_file"])
-    state = _read_all(folder.file(state_record), "state.")
+    state = folder.file(state_record).read_all_but_pages()
     centres = {
         layer.layer_idx: state[f"state.centre.{layer.layer_idx}"]
         for layer in memory._memory_layers
@@ -302,9 +303,8 @@ def load(
     recalls: dict[int, list[Recall]] = {}
     own: dict[int, list[Recall]] = {}
     first_event = 0
-    for record in contents.files:
+    for record, growing in _read_ahead(folder):
         file = folder.file(record)
-        growing = {name: file.read(name) for name in GROWING if name in file.names}
         add_event_keys(
             memory._ranking_layers,
             growing,
@@ -316,7 +316,7 @@ def load(
         for layer_idx, some in own.items():
             recalls.setdefault(layer_idx, []).extend(some)
         if record.stop > record.start:
-            _load_unit(file, record, memory, tiers, is_closed=record is not state_record)
+            _load_unit(file, record, growing, memory, tiers, is_closed=record is not state_record)
         if record is not state_record:
             is_final = record.kind == "segment"
             last_event = first_event + record.num_events
@@ -327,11 +327,29 @@ def load(
     return kept, state_record, own
 
 
+def _read_ahead(folder: MemoryFolder) -> Iterator[tuple[FileRecord, dict[str, Tensor]]]:
+    """Every file's tensors but its pages, in log order; some files are read before they are due."""
+    records = folder.contents.files
+    with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="emllm-open") as readers:
+        reading: deque[Future[dict[str, Tensor]]] = deque()
+        for number, record in enumerate(records):
+            while len(reading) < 2 * FILES_AT_ONCE and number + len(reading) < len(records):
+                file = folder.file(records[number + len(reading)])
+                reading.append(readers.submit(file.read_all_but_pages))
+            yield record, reading.popleft().result()
+
+
 def _load_unit(
-    file: TensorFile, record: FileRecord, memory: EpisodicMemory, tiers: Tiers, *, is_closed: bool
+    file: TensorFile,
+    record: FileRecord,
+    tensors: Mapping[str, Tensor],
+    memory: EpisodicMemory,
+    tiers: Tiers,
+    *,
+    is_closed: bool,
 ) -> None:
-    token_ids = file.read("token_ids").long().numpy()
-    surprise = file.read("surprise").numpy()
+    token_ids = tensors["token_ids"].long().numpy()
+    surprise = tensors["surprise"].numpy()
     num_tokens = record.stop - record.start
     if record.kind == "segment":
         memory._log.restore(token_ids, surprise, tiers.add(FilePages(file), num_tokens))
@@ -343,7 +361,3 @@ def _load_unit(
         keys.append(key)
         values.append(value)
     memory._log.restore(token_ids, surprise, (keys, values), is_closed=is_closed)
-
-
-def _read_all(file: TensorFile, prefix: str) -> Mapping[str, Tensor]:
-    return {name: file.read(name) for name in file.names if name.startswith(prefix)}

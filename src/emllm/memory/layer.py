@@ -22,9 +22,9 @@ from emllm.memory.events import EventTable
 from emllm.memory.staging import AttentionOptions, LayerState, Staged, View
 from emllm.recall.budget import select_events
 from emllm.recall.event_keys import WEIGHTS_NEEDED
-from emllm.recall.index import EventIndex, IndexPart
+from emllm.recall.index import EventIndex, IndexPart, joined
 from emllm.recall.scorers import ASKING_VOTES, SCORERS
-from emllm.recall.shortlist import Shortlist, is_ranking_of_all_due, parts_of
+from emllm.recall.shortlist import Shortlist, is_ranking_of_all_due, keys_of
 from emllm.recall.trace import Habit, Recall, RecallTrace, recall_of
 from emllm.recall.weights import attention_mass, mean_logit
 from emllm.store.log import Log
@@ -56,6 +56,7 @@ class MemoryLayer:
         self._queries: list[Tensor] = []
         self._weights: Tensor | None = None
         self._shortlist: Shortlist | None = None
+        self._shortlist_keys: IndexPart | None = None
         self._num_recalls = 0
         self._needs = WEIGHTS_NEEDED[config.event_key] if self.has_index else None
 
@@ -121,7 +122,7 @@ class MemoryLayer:
         parts: Sequence[IndexPart] = self.index.parts()
         candidates = self._candidates(len(view.sizes), query.shape[1])
         if candidates is not None:
-            parts = parts_of(parts, candidates)
+            parts = self._keys_of_candidates(len(view.sizes))
         parts = ranking.parts(parts, pending.shape[1])
         scores = ranking.score(asking, parts, options.scaling).float().cpu().numpy()
         recalled, staged.queue = select_events(
@@ -139,6 +140,15 @@ class MemoryLayer:
                 staged.shortlist = Shortlist.of(scores, self.config.shortlist_events)
         staged.is_recall = True
         return recalled
+
+    def _keys_of_candidates(self, num_events: int) -> list[IndexPart]:
+        """The shortlist's keys, which are gathered once, and those of the newer events."""
+        assert self._shortlist is not None
+        if self._shortlist_keys is None:
+            self._shortlist_keys = keys_of(self.index.parts(), self._shortlist.events)
+        pieces = [self._shortlist_keys, self.index.between(self._shortlist.num_ranked, num_events)]
+        whole = joined([piece for piece in pieces if piece is not None])
+        return [] if whole is None else [whole]
 
     def _candidates(self, num_events: int, num_new: int) -> NDArray[np.int64] | None:
         """The events to rank: all of them for a question and when it is this layer's turn (None)."""
@@ -223,7 +233,8 @@ class MemoryLayer:
         self._queue = staged.queue
         self._queries = staged.queries
         self._num_recalls += staged.is_recall
-        self._shortlist = staged.shortlist or self._shortlist
+        if staged.shortlist is not None:
+            self._shortlist, self._shortlist_keys = staged.shortlist, None
         if staged.trace is not None and self.trace is not None:
             self.trace.add(self.layer_idx, *staged.trace, habit=self._habit)
         elif staged.trace is not None:
@@ -295,6 +306,7 @@ class MemoryLayer:
         child._queries = list(self._queries)
         child._weights = self._weights
         child._shortlist, child._num_recalls = self._shortlist, self._num_recalls
+        child._shortlist_keys = self._shortlist_keys
         return child
 
 

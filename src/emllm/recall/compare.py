@@ -14,6 +14,9 @@ from torch import Tensor
 
 from emllm.recall.index import IndexPart
 
+#: Events whose products are formed at once, so that they stay in cache.
+CACHED_EVENTS = 8192
+
 
 def best_logits(queries: Float[Tensor, "K Q D"], part: IndexPart) -> Float[Tensor, "K Q N"]:
     """For every query and event the largest dot product with one of the event's keys.
@@ -27,7 +30,13 @@ def best_logits(queries: Float[Tensor, "K Q D"], part: IndexPart) -> Float[Tenso
         products = [torch.bmm(keys, columns) for keys in part.keys.unbind(dim=1)]
         return functools.reduce(torch.maximum, products).float().transpose(1, 2).contiguous()
     steps, query_scales = rounded(queries)
-    return _best_products(steps, part.keys).float().mul_(part.scales[:, None]).mul_(query_scales)
+    logits = queries.new_empty(*queries.shape[:2], part.num_events, dtype=torch.float32)
+    for start in range(0, part.num_events, CACHED_EVENTS):
+        some = part.events(start, start + CACHED_EVENTS)
+        assert some.scales is not None
+        block = logits[:, :, start : start + CACHED_EVENTS].copy_(_best_products(steps, some.keys))
+        block.mul_(some.scales[:, None]).mul_(query_scales)
+    return logits
 
 
 def rounded(queries: Float[Tensor, "K Q D"]) -> tuple[Int8[Tensor, "K Q D"], Float[Tensor, "K Q 1"]]:

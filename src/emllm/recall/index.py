@@ -10,7 +10,7 @@ know how keys are made or compared.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,11 +180,7 @@ class EventIndex:
             if low < high:
                 pieces.append(part.events(low, high))
             first += part.num_events
-        if not pieces:
-            return None
-        keys = torch.cat([piece.keys for piece in pieces], dim=2)
-        scales = [piece.scales for piece in pieces if piece.scales is not None]
-        return IndexPart(keys, torch.cat(scales, dim=1) if scales else None)
+        return joined(pieces)
 
     def fork(self) -> EventIndex:
         """An index that begins with everything in this one."""
@@ -193,6 +189,15 @@ class EventIndex:
         child._inherited = self.parts()
         child._num_events = self._num_events
         return child
+
+
+def joined(parts: Sequence[IndexPart]) -> IndexPart | None:
+    """Several parts as one, a copy; None of none."""
+    if not parts:
+        return None
+    keys = torch.cat([part.keys for part in parts], dim=2)
+    scales = [part.scales for part in parts if part.scales is not None]
+    return IndexPart(keys, torch.cat(scales, dim=1) if scales else None)
 
 
 def _empty_slab(like: IndexPart, num_events: int) -> IndexPart:

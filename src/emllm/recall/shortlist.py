@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from emllm.recall.budget import rank_events
-from emllm.recall.index import IndexPart
+from emllm.recall.index import IndexPart, joined
 
 #: Events that a layer compares with per recall, on average: up to so many it always ranks all.
 EVENTS_PER_RECALL = 4096
@@ -52,14 +52,14 @@ def is_ranking_of_all_due(num_recalls: int, num_events: int, *, layer_idx: int) 
     return period <= 1 or (num_recalls + layer_idx) % period == 0
 
 
-def parts_of(parts: Sequence[IndexPart], events: NDArray[np.int64]) -> list[IndexPart]:
-    """The keys of some events, ascending."""
+def keys_of(parts: Sequence[IndexPart], events: NDArray[np.int64]) -> IndexPart | None:
+    """The keys of some events, ascending, in one piece; None if there are none."""
     chosen, first = [], 0
     for part in parts:
         low, high = np.searchsorted(events, [first, first + part.num_events])
-        rows = torch.from_numpy(events[low:high] - first).to(part.keys.device)
-        if len(rows):
+        if high > low:
+            rows = torch.from_numpy(events[low:high] - first).to(part.keys.device)
             scales = None if part.scales is None else part.scales.index_select(1, rows)
             chosen.append(IndexPart(part.keys.index_select(2, rows), scales))
         first += part.num_events
-    return chosen
+    return joined(chosen)
