@@ -224,13 +224,16 @@ def recalls_of(tensors: Mapping[str, Tensor], starts: NDArray[np.int64]) -> dict
     if "recall_rows" not in tensors:
         return recalls
     tokens, standing = tensors["recall_events"].numpy(), tensors["recall_standing"].numpy()
+    rows = tensors["recall_rows"].numpy()
+    events = np.searchsorted(starts, tokens)
+    is_left = events < len(starts)
+    is_left[is_left] = starts[events[is_left]] == tokens[is_left]
+    num_events = np.searchsorted(starts, rows[:, 1]).tolist()
     first = 0
-    for layer_idx, ranked, num_recalled in tensors["recall_rows"].tolist():
-        own = tokens[first : first + num_recalled]
-        is_left = np.isin(own, starts)
-        events = np.searchsorted(starts, own)
-        kept = standing[first : first + num_recalled][is_left]
-        num_events = int(np.searchsorted(starts, ranked))
-        recalls.setdefault(layer_idx, []).append(Recall(num_events, events[is_left].astype(np.int32), kept))
+    for (layer_idx, _, num_recalled), num_ranked in zip(rows.tolist(), num_events, strict=True):
+        span = slice(first, first + num_recalled)
+        left = is_left[span]
+        own = recalls.setdefault(layer_idx, [])
+        own.append(Recall(num_ranked, events[span][left].astype(np.int32), standing[span][left]))
         first += num_recalled
     return recalls
