@@ -45,10 +45,10 @@ def small_model(tokenizer: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=1024,
+        hidden_size=128,
+        intermediate_size=512,
         num_hidden_layers=4,
-        num_attention_heads=8,
+        num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,
         max_position_embeddings=8192,

@@ -113,3 +113,18 @@ def test_a_copied_habit_goes_on_apart():
     assert twin.mean(2).tolist() == [1.0, 0.0]
     twin.add(recall_of(np.array([0.0, 1.0], dtype=np.float32), [1]))
     assert twin.mean(2).tolist() == [0.5, 0.5] and habit.mean(2).tolist() == before
+
+
+@given(score_lists, st.lists(st.sets(st.integers(0, 5)), min_size=4, max_size=4), st.integers(0, 4))
+def test_recalls_counted_at_once_are_the_same_habit_to_the_last_bit(rows, recalled, num_first):
+    recalls = [
+        recall_of(row[:num_events], sorted(event for event in chosen if event < num_events))
+        for num_events, row, chosen in zip((2, 4, 6, 6), rows, recalled, strict=False)
+    ]
+    one, other = Habit(), Habit()
+    for recall in recalls:
+        one.add(recall)
+    for recall in recalls[:num_first]:
+        other.add(recall)
+    other.add_all(recalls[num_first:])
+    assert one.mean(8).tobytes() == other.mean(8).tobytes()

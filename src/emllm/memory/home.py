@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Files that are read side by side when a memory is opened.
 FILES_AT_ONCE = 8
+#: Files whose event keys are put into the index in one go.
+FILES_INDEXED_AT_ONCE = 64
 
 
 @dataclass
@@ -302,17 +305,21 @@ def load(
     kept: list[_Kept] = []
     recalls: dict[int, list[Recall]] = {}
     own: dict[int, list[Recall]] = {}
+    starts = np.ascontiguousarray(contents.events[:, 0])
+    keys: list[tuple[dict[str, Tensor], int]] = []
     first_event = 0
     for record, growing in _read_ahead(folder):
         file = folder.file(record)
-        add_event_keys(
-            memory._ranking_layers,
-            growing,
-            record.num_events,
-            num_representatives=memory.num_representatives,
-            centres=centres,
-        )
-        own = recalls_of(growing, contents.events[:, 0])
+        keys.append((growing, record.num_events))
+        if len(keys) == FILES_INDEXED_AT_ONCE or record is contents.files[-1]:
+            add_event_keys(
+                memory._ranking_layers,
+                keys,
+                num_representatives=memory.num_representatives,
+                centres=centres,
+            )
+            keys = []
+        own = recalls_of(growing, starts)
         for layer_idx, some in own.items():
             recalls.setdefault(layer_idx, []).extend(some)
         if record.stop > record.start:

@@ -268,8 +268,7 @@ class MemoryLayer:
         self._plan, self._queue, self._weights = state.plan, list(state.queue), state.weights
         self._shortlist, self._num_recalls = state.shortlist, state.num_recalls
         self._queries = [] if state.queries is None else list(state.queries.split(1, dim=1))
-        for recall in recalls:
-            self._habit.add(recall)
+        self._habit.add_all(recalls)
 
     def event_weights(self, keys: Tensor, *, alive: Tensor | None = None) -> Tensor | None:
         """Weights of the oldest tokens that are in no event key yet.

@@ -7,6 +7,7 @@ where any of it is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -157,8 +158,7 @@ def event_key_tensors(layers: Sequence[MemoryLayer], first: int, last: int) -> d
 
 def add_event_keys(
     layers: Sequence[MemoryLayer],
-    tensors: Mapping[str, Tensor],
-    num_events: int,
+    units: Sequence[tuple[Mapping[str, Tensor], int]],
     *,
     num_representatives: int,
     centres: Mapping[int, Tensor],
@@ -166,27 +166,30 @@ def add_event_keys(
     """Put event keys back into each layer's index.
 
     Args:
-        num_events: in these tensors.
+        units: of consecutive units, the tensors and the number of events in them.
         num_representatives: keys of an event.
         centres: what each layer's encoder took off.
     """
-    if "event_keys" not in tensors:
+    units = [(tensors, num_events) for tensors, num_events in units if "event_keys" in tensors]
+    if not units:
         return
-    first_key = first_scale = 0
-    keys, scales = tensors["event_keys"], tensors.get("event_scales")
+    keys_done, scales_done = [0] * len(units), [0] * len(units)
     for layer in layers:
         geometry = layer.geometry
-        size = (geometry.num_kv_heads, num_representatives, num_events, geometry.head_dim)
-        num_keys = int(np.prod(size))
-        own = keys[first_key : first_key + num_keys].view(size)
-        first_key += num_keys
-        own_scales = None
-        if scales is not None:
-            num_scales = geometry.num_kv_heads * num_events
-            own_scales = scales[first_scale : first_scale + num_scales]
-            own_scales = own_scales.view(geometry.num_kv_heads, num_events).to(geometry.device)
-            first_scale += num_scales
-        part = IndexPart(own.to(geometry.device), own_scales)
+        keys, scales = [], []
+        for i, (tensors, num_events) in enumerate(units):
+            size = (geometry.num_kv_heads, num_representatives, num_events, geometry.head_dim)
+            stop = keys_done[i] + math.prod(size)
+            keys.append(tensors["event_keys"][keys_done[i] : stop].view(size))
+            keys_done[i] = stop
+            if "event_scales" in tensors:
+                stop = scales_done[i] + geometry.num_kv_heads * num_events
+                scales.append(tensors["event_scales"][scales_done[i] : stop].view(-1, num_events))
+                scales_done[i] = stop
+        part = IndexPart(
+            torch.cat(keys, dim=2).to(geometry.device),
+            torch.cat(scales, dim=1).to(geometry.device) if scales else None,
+        )
         centre = centres.get(layer.layer_idx)
         layer.index.append_encoded(part, None if centre is None else centre.to(geometry.device))
 

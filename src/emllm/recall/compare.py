@@ -14,8 +14,9 @@ from torch import Tensor
 
 from emllm.recall.index import IndexPart
 
-#: Events whose products are formed at once, so that they stay in cache.
-CACHED_EVENTS = 8192
+#: Products that are formed at once, so that they stay in cache.
+CACHED_PRODUCTS = 1 << 19
+LEAST_EVENTS = 256
 
 
 def best_logits(queries: Float[Tensor, "K Q D"], part: IndexPart) -> Float[Tensor, "K Q N"]:
@@ -31,10 +32,12 @@ def best_logits(queries: Float[Tensor, "K Q D"], part: IndexPart) -> Float[Tenso
         return functools.reduce(torch.maximum, products).float().transpose(1, 2).contiguous()
     steps, query_scales = rounded(queries)
     logits = queries.new_empty(*queries.shape[:2], part.num_events, dtype=torch.float32)
-    for start in range(0, part.num_events, CACHED_EVENTS):
-        some = part.events(start, start + CACHED_EVENTS)
+    num_products = queries.shape[0] * queries.shape[1] * part.keys.shape[1]
+    at_once = max(LEAST_EVENTS, CACHED_PRODUCTS // num_products)
+    for start in range(0, part.num_events, at_once):
+        some = part.events(start, start + at_once)
         assert some.scales is not None
-        block = logits[:, :, start : start + CACHED_EVENTS].copy_(_best_products(steps, some.keys))
+        block = logits[:, :, start : start + at_once].copy_(_best_products(steps, some.keys))
         block.mul_(some.scales[:, None]).mul_(query_scales)
     return logits
 

@@ -23,7 +23,7 @@ from emllm.recall.index import IndexPart
 Scorer = Callable[[Tensor, Sequence[IndexPart], float], Scores]
 
 #: Logits that are formed at once, so that a long question over a large index stays within little RAM.
-LOGITS_AT_ONCE = 1 << 23
+LOGITS_AT_ONCE = 1 << 24
 
 
 def dot(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float) -> Scores:

@@ -83,6 +83,20 @@ class Habit:
         self._num_recalls += 1
         self._total[recall.events] += recall.standing
 
+    def add_all(self, recalls: Sequence[Recall]) -> None:
+        """Count recalls one after the other; the same to the last bit, and faster."""
+        if not recalls:
+            return
+        most = max(self._num_events, *(recall.num_events for recall in recalls))
+        self._grow(most)
+        for recall in recalls:
+            if recall.num_events > self._num_events:
+                self._born[self._num_events : recall.num_events] = self._num_recalls
+                self._num_events = recall.num_events
+            self._num_recalls += 1
+        events = np.concatenate([recall.events for recall in recalls])
+        np.add.at(self._total, events, np.concatenate([recall.standing for recall in recalls]))
+
     def _grow(self, num_events: int) -> None:
         """Room for so many events, in arrays that no copy shares."""
         missing = num_events - len(self._total)
