@@ -90,7 +90,8 @@ def main() -> None:
 
 def read(memory: object, text: str, num_tokens: int, lines: object) -> None:
     """Read pieces of the text, over and over, until there are so many tokens."""
-    size, number = 4_000_000, 0
+    size = 4_000_000
+    number = len(memory.documents) - (memory.document_being_read is not None)
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
     while memory.num_tokens < num_tokens:
         last = {"time": time.perf_counter(), "ranking": SECONDS["ranking"], "tokens": memory.num_tokens}

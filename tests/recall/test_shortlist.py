@@ -36,6 +36,17 @@ def test_candidates_are_the_best_and_the_newer_ones_in_time_order(scores, limit,
         assert scores[left_out].max() <= scores[shortlist.events].min()
 
 
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30), st.integers(1, 9), st.integers(0, 30))
+def test_a_folded_shortlist_holds_the_best_candidates_and_calls_none_newer(scores, limit, num_newer):
+    shortlist = Shortlist.of(np.array(scores, dtype=np.float32), limit)
+    num_events = len(scores) + num_newer
+    candidates = shortlist.candidates(num_events)
+    again = np.linspace(0, 1, len(candidates), dtype=np.float32)
+    folded = shortlist.folded(again, limit, num_events)
+    assert folded.events.tolist() == candidates[-limit:].tolist()
+    assert folded.candidates(num_events).tolist() == folded.events.tolist()
+
+
 @given(st.integers(1, 700), st.sets(st.integers(0, 699)), st.sampled_from(["exact", "int8"]))
 def test_scores_of_candidates_order_them_as_scores_of_all_do(num_events, chosen, precision):
     index = EventIndex(precision)

@@ -24,7 +24,7 @@ from emllm.recall.budget import select_events
 from emllm.recall.event_keys import WEIGHTS_NEEDED
 from emllm.recall.index import EventIndex, IndexPart, joined
 from emllm.recall.scorers import ASKING_VOTES, SCORERS
-from emllm.recall.shortlist import Shortlist, is_ranking_of_all_due, keys_of
+from emllm.recall.shortlist import NEWER_EVENTS, Shortlist, is_ranking_of_all_due, keys_of
 from emllm.recall.trace import Habit, Recall, RecallTrace, recall_of
 from emllm.recall.weights import attention_mass, mean_logit
 from emllm.store.log import Log
@@ -138,6 +138,9 @@ class MemoryLayer:
             staged.trace = (scores, recalled)
             if 0 < self.config.shortlist_events < len(scores):
                 staged.shortlist = Shortlist.of(scores, self.config.shortlist_events)
+        elif self._shortlist is not None and len(view.sizes) - self._shortlist.num_ranked > NEWER_EVENTS:
+            limit = self.config.shortlist_events
+            staged.shortlist = self._shortlist.folded(scores, limit, len(view.sizes))
         staged.is_recall = True
         return recalled
 

@@ -184,7 +184,9 @@ def add_event_keys(
             keys_done[i] = stop
             if "event_scales" in tensors:
                 stop = scales_done[i] + geometry.num_kv_heads * num_events
-                scales.append(tensors["event_scales"][scales_done[i] : stop].view(-1, num_events))
+                scales.append(
+                    tensors["event_scales"][scales_done[i] : stop].view(geometry.num_kv_heads, num_events)
+                )
                 scales_done[i] = stop
         part = IndexPart(
             torch.cat(keys, dim=2).to(geometry.device),

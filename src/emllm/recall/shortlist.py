@@ -22,6 +22,8 @@ from emllm.recall.index import IndexPart, joined
 
 #: Events that a layer compares with per recall, on average: up to so many it always ranks all.
 EVENTS_PER_RECALL = 4096
+#: Newer events that are ranked beside a shortlist before the best of both become the shortlist.
+NEWER_EVENTS = 2048
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Shortlist:
 
     Attributes:
         events: their indices, ascending.
-        num_ranked: events that there were.
+        num_ranked: events that there were; later ones are newer.
     """
 
     events: NDArray[np.int64]
@@ -40,6 +42,11 @@ class Shortlist:
     def of(cls, scores: NDArray[np.float32], limit: int) -> Shortlist:
         """The `limit` best of all events."""
         return cls(np.sort(np.array(rank_events(scores, limit), dtype=np.int64)), len(scores))
+
+    def folded(self, scores: NDArray[np.float32], limit: int, num_events: int) -> Shortlist:
+        """The `limit` best of the candidates, so that what is newer stays few between two rankings of all."""
+        best = np.sort(np.array(rank_events(scores, limit), dtype=np.int64))
+        return Shortlist(self.candidates(num_events)[best], num_events)
 
     def candidates(self, num_events: int) -> NDArray[np.int64]:
         """Its events, and all that are newer."""
