@@ -46,9 +46,9 @@ def main() -> None:
         warm_up.read(Document("text", lm.chat_format.decode(read[:2048])))
         exact: tuple[torch.Tensor, list[str]] | None = None
         print(
-            "| codec | bytes a token | largest logit error | mean | KL, nats | same next token | same answers |"
+            "| codec | bytes a token | largest logit error | mean | KL | same next | same answers | reading |"
         )
-        print("|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|---|")
         for codec in CODECS:
             memory = lm.memory(config=MemoryConfig(codec=codec))
             begun = time.perf_counter()
@@ -63,7 +63,7 @@ def main() -> None:
             words = sum(agreement(a, b) for a, b in zip(answers, exact[1], strict=True)) / len(answers)
             print(
                 f"| `{codec}` | {bytes_per_token(memory):,.0f} | {error.max():.3f} | {error.mean():.4f} "
-                f"| {divergence:.5f} | {same:.1%} | {words:.0%} | {speed:.0f} tokens/s",
+                f"| {divergence:.5f} | {same:.1%} | {words:.0%} | {speed:.0f} tokens/s |",
                 flush=True,
             )
 
