@@ -173,6 +173,26 @@ def test_forks_of_a_stored_memory_go_on_apart_and_leave_it_alone(lm, tmp_path):
             assert np.array_equal(forks[0].token_ids(), forks[2].token_ids())
 
 
+def test_a_fork_at_rest_holds_no_context_and_goes_on_to_the_bit(lm):
+    memory = lm.memory(config=SMALL)
+    memory.read(STORY, name="story")
+    ids = torch.tensor([lm.chat_format.encode("Lily went")])
+    resting, other = memory.fork(), memory.fork()
+    logits = []
+    with torch.no_grad():
+        for fork in (resting, other):
+            lm.model(input_ids=ids, past_key_values=lm.cache(fork), use_cache=True)
+            if fork is resting:
+                fork.rest()
+                assert all(layer._context is None for layer in fork._memory_layers)
+            after = lm.model(input_ids=ids[:, :1], past_key_values=lm.cache(fork), use_cache=True)
+            logits.append(after.logits)
+    assert torch.equal(*logits)
+    asked = memory.fork()
+    lm.answer(asked, "Who?", sampling=SHORT)
+    assert all(layer._context is None for layer in asked._memory_layers)
+
+
 def test_a_document_that_was_begun_and_not_read_leaves_no_trace(lm, tmp_path):
     memory = lm.memory(tmp_path / "mem", SMALL)
     lm._open(memory)

@@ -94,6 +94,7 @@ def test_a_memory_offers_these_methods():
         "num_tokens",
         "place",
         "read",
+        "rest",
         "surprise",
         "texts_from",
         "token_ids",

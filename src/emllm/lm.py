@@ -335,6 +335,7 @@ class EpisodicLM:
             pieces.append(piece)
             if on_text is not None and on_text(piece) is False:
                 break
+        memory.rest()
         speed = memory.read_tokens / memory.read_seconds if memory.read_seconds else 0.0
         stats = Stats(
             tokens=num_tokens,

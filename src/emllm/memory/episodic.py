@@ -337,6 +337,11 @@ class EpisodicMemory:
         """Keys that stand for an event in the index."""
         return self.config.representatives if self.config.event_key == "spread" else 1
 
+    def rest(self) -> None:
+        """Give back what is there for the next token only: an idle fork costs no more than its own tokens."""
+        for layer in self._memory_layers:
+            layer.rest()
+
     def flush(self) -> None:
         """Make what was committed durable, where this memory has a home; it happens by itself at chunks.
 

@@ -273,6 +273,10 @@ class MemoryLayer:
         self._queries = [] if state.queries is None else list(state.queries.split(1, dim=1))
         self._habit.add_all(recalls)
 
+    def rest(self) -> None:
+        """Give back the context's buffers; it is rebuilt from its plan, to the bit, if it is needed again."""
+        self._context = self._spare = None
+
     def event_weights(self, keys: Tensor, *, alive: Tensor | None = None) -> Tensor | None:
         """Weights of the oldest tokens that are in no event key yet.
 
