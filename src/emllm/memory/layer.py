@@ -274,8 +274,8 @@ class MemoryLayer:
         self._habit.add_all(recalls)
 
     def rest(self) -> None:
-        """Give back the context's buffers; it is rebuilt from its plan, to the bit, if it is needed again."""
-        self._context = self._spare = None
+        """Give back the context's buffers and the shortlist's keys; both can be made again, to the bit."""
+        self._context = self._spare = self._shortlist_keys = None
 
     def event_weights(self, keys: Tensor, *, alive: Tensor | None = None) -> Tensor | None:
         """Weights of the oldest tokens that are in no event key yet.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-FIRST_SLAB_TOKENS = 512
+FIRST_SLAB_TOKENS = 64
 LARGEST_SLAB_TOKENS = 16_384
 
 TokenIdx = NDArray[np.int64]

@@ -11,44 +11,61 @@ from numpy.typing import NDArray
 FIRST_TOKENS = 512
 
 
+_Part = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
 class TokenTable:
-    """Ids and surprise, written by `append` and `erase` only."""
+    """Ids and surprise, written by `append` only."""
 
     def __init__(self) -> None:
-        self._num_tokens = 0
+        self._inherited: tuple[_Part, ...] = ()
+        self._num_inherited = 0
+        self._num_own = 0
         self._token_ids = np.zeros(0, dtype=np.int64)
         self._surprise = np.zeros(0, dtype=np.float32)
 
     def __len__(self) -> int:
-        return self._num_tokens
+        return self._num_inherited + self._num_own
 
     def append(self, token_ids: NDArray[np.int64], surprise: NDArray[np.float32]) -> None:
         """Add tokens."""
-        needed = self._num_tokens + len(token_ids)
+        needed = self._num_own + len(token_ids)
         if needed > len(self._token_ids):
             capacity = max(FIRST_TOKENS, needed * 3 // 2)
-            self._token_ids = _grown(self._token_ids, capacity, self._num_tokens)
-            self._surprise = _grown(self._surprise, capacity, self._num_tokens)
-        self._token_ids[self._num_tokens : needed] = token_ids
-        self._surprise[self._num_tokens : needed] = surprise
-        self._num_tokens = needed
+            self._token_ids = _grown(self._token_ids, capacity, self._num_own)
+            self._surprise = _grown(self._surprise, capacity, self._num_own)
+        self._token_ids[self._num_own : needed] = token_ids
+        self._surprise[self._num_own : needed] = surprise
+        self._num_own = needed
 
     def token_ids(self, start: int, stop: int) -> NDArray[np.int64]:
         """Ids of a span."""
-        return self._token_ids[start : min(stop, self._num_tokens)].copy()
+        return self._span(0, start, stop)
 
     def surprise(self, start: int, stop: int) -> NDArray[np.float32]:
         """Surprise of a span, in nats."""
-        return self._surprise[start : min(stop, self._num_tokens)].copy()
+        return self._span(1, start, stop)
 
     def fork(self) -> TokenTable:
         """The same tokens, to go on apart from this."""
         child = TokenTable()
-        # Rows past num_tokens belong to the parent; the child grows into arrays of its own.
-        child._num_tokens = self._num_tokens
-        child._token_ids = self._token_ids[: self._num_tokens]
-        child._surprise = self._surprise[: self._num_tokens]
+        child._inherited, child._num_inherited = self._parts(), len(self)
         return child
+
+    def _parts(self) -> tuple[_Part, ...]:
+        own = (self._token_ids[: self._num_own], self._surprise[: self._num_own])
+        return (*self._inherited, own) if self._num_own else self._inherited
+
+    def _span(self, column: int, start: int, stop: int) -> NDArray:
+        pieces, first = [], 0
+        for part in self._parts():
+            values = part[column]
+            low, high = max(start - first, 0), min(stop - first, len(values))
+            if low < high:
+                pieces.append(values[low:high])
+            first += len(values)
+        empty = (self._token_ids, self._surprise)[column][:0]
+        return pieces[0].copy() if len(pieces) == 1 else np.concatenate([empty, *pieces])
 
 
 def _grown(array: NDArray, capacity: int, used: int) -> NDArray:
