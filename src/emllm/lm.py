@@ -22,7 +22,7 @@ from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.documents.document import Document
 from emllm.documents.load import load_all
-from emllm.errors import InputError, ModelError, StoreError
+from emllm.errors import InputError, ModelError
 from emllm.generation import Sampling, generate_tokens, text_pieces
 from emllm.memory import EpisodicMemory
 from emllm.memory.stored import open_memory
@@ -36,8 +36,7 @@ from emllm.models.sampling import make_chooser
 from emllm.reading import ProgressCallback, ReadProgress, check_fits, read_tokens
 from emllm.recall.trace import RecallTrace
 from emllm.store.contents import DocumentRecord
-from emllm.store.folder import is_memory
-from emllm.store.maintenance import clone, describe, swap
+from emllm.store.maintenance import clone, swap
 
 #: What `EpisodicMemory.read` takes: a path to a file or folder, or text (a `str`), or a document.
 Source = Path | str | Document
@@ -121,7 +120,6 @@ class EpisodicLM:
         if path is None:
             memory = EpisodicMemory(self.geometry, config, piece_of=self._piece_of)
         else:
-            self._check_identity(Path(path))
             memory = open_memory(
                 path,
                 self.geometry,
@@ -131,6 +129,7 @@ class EpisodicLM:
                     "fingerprint": self.fingerprint,
                     "model": self.name,
                 },
+                differs=lambda kept: difference(kept.get("fingerprint", {}), self.fingerprint),
                 piece_of=self._piece_of,
                 read_only=read_only,
             )
@@ -151,13 +150,6 @@ class EpisodicLM:
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.model, self.tokenizer)
         return self._fingerprint
-
-    def _check_identity(self, path: Path) -> None:
-        if is_memory(path):
-            stored = describe(path).header.get("fingerprint", {})
-            differs = difference(stored, self.fingerprint)
-            if differs is not None:
-                raise StoreError(f"{path}: {differs}")
 
     def cache(self, *memories: EpisodicMemory) -> EpisodicCache:
         """What to give the model as ``past_key_values``; row b of a batch is read into ``memories[b]``."""

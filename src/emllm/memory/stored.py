@@ -6,7 +6,7 @@ This module does not know the model: it compares what it is told of it with what
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from emllm.store.folder import MemoryFolder, is_memory
 from emllm.store.maintenance import verify
 from emllm.store.sizes import PAGE_TOKENS
 
+#: In which part the model of a header differs from the one at hand; None where they agree.
+Differs = Callable[[Mapping[str, Any]], "str | None"]
+
 
 def open_memory(
     path: Path | str,
@@ -28,6 +31,7 @@ def open_memory(
     config: MemoryConfig | None = None,
     *,
     identity: Mapping[str, Any],
+    differs: Differs | None = None,
     piece_of: PieceOf | None = None,
     read_only: bool = False,
 ) -> EpisodicMemory:
@@ -35,8 +39,8 @@ def open_memory(
 
     Args:
         config: of a new memory; of one that exists it must agree, or be None. The budgets may differ.
-        identity: of the model, emllm and the embedded format; kept in the header of a new memory, and checked
-            by the caller for one that exists.
+        identity: of the model, emllm and the embedded format; kept in the header of a new memory.
+        differs: what it says of the header of one that exists is why that is refused.
         read_only: several processes may open it at once; it cannot read on, but can be forked and asked.
 
     Raises:
@@ -54,6 +58,9 @@ def open_memory(
     else:
         folder = MemoryFolder.open(path, writable=not read_only)
     try:
+        why_not = None if differs is None else differs(folder.catalogue.header)
+        if why_not is not None:
+            raise StoreError(f"{folder.path}: {why_not}")
         return _restored(folder, geometry, config, piece_of=piece_of, read_only=read_only)
     except BaseException:
         folder.close()
