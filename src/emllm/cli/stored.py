@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,8 +146,6 @@ def opened_memory(
     with opened_lm(stored.model(model), device=device, dtype=stored.dtype(dtype)) as lm:
         with working("opening the memory"):
             memory = lm.memory(stored.path, config, read_only=True)
-        if begun is not None:  # for the questions it ends where reading did: they are no part of it
-            memory.documents[-1] = replace(begun, num_tokens=begun.stop - begun.start)
         with memory:
             yield lm, memory
 
