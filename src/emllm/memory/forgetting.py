@@ -181,7 +181,7 @@ class _Surgery:
 
     def _erase_state(self, tensors: dict[str, Tensor]) -> None:
         state = self._folder.contents.state
-        before, after = _frontier(state), _frontier(self._state(state))
+        before, after = frontier_of(state), frontier_of(self._state(state))
         for name in list(tensors):
             if name.startswith(("state.queries.", "state.shortlist.")):
                 del tensors[name]
@@ -227,7 +227,7 @@ class _Surgery:
         }
 
 
-def _frontier(state: dict[str, Any]) -> int:
+def frontier_of(state: dict[str, Any]) -> int:
     """First token of the first event that may not be recalled yet."""
     in_window = state["events_in_window"]
     return int(in_window[0][0] if in_window else state["event_open_start"])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emllm.errors import StoreError
-from emllm.memory.forgetting import FRESH_LAYER, split_event_keys
+from emllm.memory.forgetting import FRESH_LAYER, frontier_of, split_event_keys
 from emllm.segmentation.baselines import SentenceStarts
 from emllm.store.contents import Change
 from emllm.store.folder import MemoryFolder
@@ -67,8 +67,7 @@ def _state_tensors(
     """What every layer's index takes off its keys, and the weights of tokens that have no event key."""
     file = folder.file(state_file)
     tensors = {name: file.read(name) for name in file.names if name.startswith("state.centre.")}
-    in_window = state["events_in_window"]
-    frontier = int(in_window[0][0] if in_window else state["event_open_start"])
+    frontier = frontier_of(state)
     for name in file.names:
         if name.startswith("state.weights.") and frontier < token:
             tensors[name] = file.read(name)[:, : token - frontier].contiguous()

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emllm.store.slabs import LARGEST_SLAB_TOKENS, LayerShape, Slabs, TokenIdx
+from emllm.store.slabs import LARGEST_SLAB_TOKENS, LayerShape, Slabs, TokenIdx, empty_rows
 from emllm.store.tokens import TokenTable
 
 if TYPE_CHECKING:
@@ -134,8 +133,8 @@ class Log:
         token_idx = np.arange(start, stop)
         keys, values = [], []
         for layer_idx, shape in enumerate(self.shapes):
-            keys.append(_rows(len(token_idx), shape, shape.head_dim))
-            values.append(_rows(len(token_idx), shape, shape.value_dim))
+            keys.append(empty_rows(len(token_idx), shape, shape.head_dim))
+            values.append(empty_rows(len(token_idx), shape, shape.value_dim))
             self._slabs.gather(layer_idx, token_idx, keys=keys[-1], values=values[-1])
         return keys, values
 
@@ -201,7 +200,3 @@ class PageMap:
         child.__dict__.update(self.__dict__)
         self._is_shared = child._is_shared = True
         return child
-
-
-def _rows(num_tokens: int, shape: LayerShape, width: int) -> Tensor:
-    return torch.empty(num_tokens, shape.num_kv_heads, width, dtype=shape.dtype, device=shape.device)

@@ -40,11 +40,12 @@ class _Slab:
         self.capacity = capacity
         # Outside inference mode: a buffer born inside it could never be written outside.
         with torch.inference_mode(False):
-            self.keys = [_buffer(capacity, shape, shape.head_dim) for shape in shapes]
-            self.values = [_buffer(capacity, shape, shape.value_dim) for shape in shapes]
+            self.keys = [empty_rows(capacity, shape, shape.head_dim) for shape in shapes]
+            self.values = [empty_rows(capacity, shape, shape.value_dim) for shape in shapes]
 
 
-def _buffer(capacity: int, shape: LayerShape, width: int) -> Tensor:
+def empty_rows(capacity: int, shape: LayerShape, width: int) -> Tensor:
+    """Room for the keys, or the values, of so many tokens, ``[S, K, width]``."""
     return torch.empty(capacity, shape.num_kv_heads, width, dtype=shape.dtype, device=shape.device)
 
 
