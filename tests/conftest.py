@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from emllm import EpisodicLM
 
 settings.register_profile(
     "emllm",
@@ -31,6 +36,15 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the development data folder is not here (set EMLLM_SHARED)")
     return path
+
+
+@pytest.fixture(scope="module")
+def lm(shared_data: Path) -> Iterator[EpisodicLM]:
+    """A tiny model that was trained on children's stories; see tests/support/stories.py."""
+    from emllm import EpisodicLM  # here, so that shapes are checked in what it imports
+
+    with EpisodicLM.from_pretrained(str(shared_data / "models" / "stories260K"), dtype="float32") as lm:
+        yield lm
 
 
 @pytest.fixture(scope="session")

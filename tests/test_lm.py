@@ -7,31 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.support.stories import SHORT, SMALL, STORY
 
-from emllm import Document, EpisodicLM, MemoryConfig, Sampling
+from emllm import Document, MemoryConfig, Sampling
 from emllm.errors import ConfigError, InputError, SourceError
 from emllm.generation import text_pieces
 from emllm.reading import check_fits, read_tokens
-
-STORY = (
-    "Once upon a time, there was a little girl named Lily. She loved to play in the park with her red ball. "
-    "One day, she met a big dog. The dog was sad because it had lost its bone. Lily said she would help. "
-) * 12
-SMALL = MemoryConfig(
-    sink_tokens=4,
-    local_tokens=48,
-    recall_tokens=64,
-    max_event_tokens=32,
-    chunk_tokens=32,
-    surprise_window_tokens=64,
-)
-SHORT = Sampling(max_new_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def lm(shared_data):
-    with EpisodicLM.from_pretrained(str(shared_data / "models" / "stories260K"), dtype="float32") as lm:
-        yield lm
 
 
 @pytest.fixture()

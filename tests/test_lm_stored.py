@@ -8,29 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.support.stories import SHORT, SMALL, STORY
 
-from emllm import Document, EpisodicLM, MemoryConfig, Sampling
+from emllm import Document, EpisodicLM
 from emllm.errors import ConfigError, InputError, StoreError
 from emllm.store.contents import DocumentRecord
 from emllm.store.maintenance import clone, copy, verify
 
-STORY = "Once upon a time, there was a little girl named Lily. She loved to play in the park. " * 12
 OTHER = "Tom had a red car. He went to the big shop with his mom. It was a very sunny day. " * 12
-SMALL = MemoryConfig(
-    sink_tokens=4,
-    local_tokens=48,
-    recall_tokens=64,
-    max_event_tokens=32,
-    chunk_tokens=32,
-    surprise_window_tokens=64,
-)
-SHORT = Sampling(max_new_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def lm(shared_data):
-    with EpisodicLM.from_pretrained(str(shared_data / "models" / "stories260K"), dtype="float32") as lm:
-        yield lm
 
 
 def spans(memory):

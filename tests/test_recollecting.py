@@ -5,35 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from tests.support import stories
+from tests.support.stories import SHORT, STORY
 
-from emllm import EpisodicLM, MemoryConfig, Sampling
+from emllm import MemoryConfig
 from emllm.errors import ConfigError
 from emllm.generation import generate_tokens
 from emllm.models.sampling import make_chooser
 from emllm.reading import read_tokens
 from emllm.recollecting import recollects
 
-STORY = (
-    "Once upon a time, there was a little girl named Lily. She loved to play in the park with her red ball. "
-    "One day, she met a big dog. The dog was sad because it had lost its bone. Lily said she would help. "
-) * 12
-SMALL = MemoryConfig(
-    sink_tokens=4,
-    local_tokens=48,
-    recall_tokens=64,
-    max_event_tokens=32,
-    chunk_tokens=32,
-    surprise_window_tokens=64,
-    recollect_tokens=80,
-)
-SHORT = Sampling(max_new_tokens=12)
+SMALL = dataclasses.replace(stories.SMALL, recollect_tokens=80)
 QUESTION = "Who was sad?"
-
-
-@pytest.fixture(scope="module")
-def lm(shared_data):
-    with EpisodicLM.from_pretrained(str(shared_data / "models" / "stories260K"), dtype="float32") as lm:
-        yield lm
 
 
 def read(lm, **changed):
