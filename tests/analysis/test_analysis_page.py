@@ -10,7 +10,6 @@ import lzma
 import math
 import re
 from html.parser import HTMLParser
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emllm.analysis.page import NUM_LEVELS, escape, levels, paragraphs, render_page, scale
+from emllm.analysis.frame import escape, template_of
+from emllm.analysis.page import NUM_LEVELS, levels, paragraphs, render_page, scale
 from emllm.analysis.segmented import SegmentedText
 
 HOSTILE = [
@@ -38,7 +38,7 @@ HOSTILE = [
     "😀",
 ]
 PIECES = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=5)), min_size=1, max_size=30)
-TEMPLATE = resources.files("emllm.analysis").joinpath("page.html").read_text("utf-8")
+TEMPLATE = template_of("emllm.analysis", "page.html")
 
 
 class Page(HTMLParser):

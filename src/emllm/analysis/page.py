@@ -2,25 +2,22 @@
 
 The text itself is static HTML, so it is there before, and without, the script; the numbers follow as one JSON
 block in which nothing comes from the text. Every character of the document stays in place, since the script
-finds a token by its offset. A content security policy in the page allows its own style and script by their
-hashes and nothing else, so that a text could not act even if it were not escaped.
-The module does not know how the page looks or behaves (page.html does), nor files, models or segmenters.
+finds a token by its offset. The module does not know how the page looks or behaves (page.html does), nor
+files, models or segmenters.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from emllm.analysis.frame import ESCAPES, escape, filled, template_of, visible_text
 from emllm.analysis.segmented import SegmentedText, mean_and_max
 from emllm.analysis.text import nats
 
@@ -31,14 +28,6 @@ PARAGRAPH_CHARS, SECTION_CHARS = 4000, 8000
 #: A line this much shorter than the document's width was ended on purpose; documents wider than this are not
 #: wrapped by hand at all.
 FULL_LINE, MAX_WRAPPED_CHARS = 0.7, 100
-
-#: Every replacement has the length of what it replaces as a browser counts it, so that offsets hold.
-_ESCAPES = (
-    dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)), "�")
-    | {code: chr(code) for code in (0x09, 0x0A, 0x85)}
-    | {0x0B: " ", 0x0C: " ", ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
-    | {ord('"'): "&quot;", ord("'"): "&#39;"}
-)
 
 
 def render_page(text: SegmentedText) -> str:
@@ -58,18 +47,7 @@ def render_page(text: SegmentedText) -> str:
         "TEXT": _body(text, levels(event_means, edges=event_edges)),
         "DATA": _data(text, event_edges),
     }
-    template = resources.files("emllm.analysis").joinpath("page.html").read_text("utf-8")
-    values["POLICY"] = _policy(template)
-    return re.sub(r"@@([A-Z]+)@@", lambda mark: values[mark[1]], template)
-
-
-def escape(text: str) -> str:
-    """Characters that a browser can only read as text, inside an element or a quoted attribute.
-
-    Carriage returns, which a browser would drop, become spaces or line breaks; other control characters and
-    lone surrogates the replacement character.
-    """
-    return _visible(text).translate(_ESCAPES)
+    return filled(template_of("emllm.analysis", "page.html"), values)
 
 
 def scale(surprise: Float[np.ndarray, " T"], *, low: float, high: float) -> Float[np.ndarray, " edges"]:
@@ -136,7 +114,7 @@ def _cuts(text: str, start: int, stop: int, event_starts: Sequence[int]) -> Iter
 
 def _body(text: SegmentedText, event_levels: Int[np.ndarray, " N"]) -> str:
     """The sections of the document: paragraphs of event fragments; an event's first has its id."""
-    visible = _visible(text.text)
+    visible = visible_text(text.text)
     starts = _shown_starts(text, visible)
     spans = [(start, event_idx) for event_idx, start in enumerate(starts)]
     spans = [(0, -1), *spans] if starts[0] else spans
@@ -155,7 +133,7 @@ def _body(text: SegmentedText, event_levels: Int[np.ndarray, " N"]) -> str:
             identity = f" id=e{event_idx}" if start == span_start and event_idx >= 0 else ""
             level = event_levels[event_idx] if event_idx >= 0 else 0
             parts.append(
-                f'<span{identity} class="e t{level}">{visible[start:stop].translate(_ESCAPES)}</span>'
+                f'<span{identity} class="e t{level}">{visible[start:stop].translate(ESCAPES)}</span>'
             )
             if stops[span_idx] > paragraph.stop:
                 break
@@ -173,11 +151,6 @@ def _shown_starts(text: SegmentedText, visible: str) -> list[int]:
         stop - len(visible[start:stop].lstrip() or visible[start:stop])
         for start, stop in pairwise([*starts, len(visible)])
     ]
-
-
-def _visible(text: str) -> str:
-    """The document with one kind of line break, character for character as long as it was."""
-    return text.replace("\r\n", " \n").replace("\r", "\n") if "\r" in text else text
 
 
 def _data(text: SegmentedText, event_edges: Float[np.ndarray, " edges"]) -> str:
@@ -218,16 +191,4 @@ def _facts(text: SegmentedText) -> str:
 def _settings(text: SegmentedText) -> str:
     return "".join(
         f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in text.settings.items()
-    )
-
-
-def _policy(template: str) -> str:
-    style, script = (
-        "'sha256-" + base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() + "'"
-        for tag in ("style", "script")
-        for body in re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
-    )
-    return (
-        f"default-src 'none'; style-src {style}; script-src {script}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
     )

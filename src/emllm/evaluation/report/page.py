@@ -8,12 +8,10 @@ know how the page looks (report.html does), nor figures.
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from importlib import resources
 
-from emllm.analysis.page import escape
+from emllm.analysis.frame import escape, filled, template_of
 from emllm.evaluation.report.layout import Block, Cell, Chapter, Section, Table
 from emllm.evaluation.report.plots import Picture
 
@@ -22,14 +20,12 @@ MARKS = {"better": "▲", "worse": "▼"}
 
 def render_page(chapters: Sequence[Chapter]) -> str:
     """The chapters as an HTML document, with a list of contents."""
-    template = resources.files("emllm.evaluation.report").joinpath("report.html").read_text("utf-8")
     values = {
         "TITLE": escape(", ".join(chapter.title for chapter in chapters)),
         "CONTENTS": "".join(_contents(idx, chapter) for idx, chapter in enumerate(chapters)),
         "CHAPTERS": "\n".join(_chapter(idx, chapter) for idx, chapter in enumerate(chapters)),
-        "POLICY": _policy(template),
     }
-    return re.sub(r"@@([A-Z]+)@@", lambda mark: values[mark[1]], template)
+    return filled(template_of("emllm.evaluation.report", "report.html"), values)
 
 
 def _contents(idx: int, chapter: Chapter) -> str:
@@ -110,11 +106,3 @@ def _cells(line: Sequence[Cell]) -> Iterator[str]:
         details = cell.detail.split("; ") if cell.detail else []
         detail = "".join(f"<small>{escape(it)}</small>" for it in details)
         yield f"<{tag}{scope}{kind}>{verdict}{escape(cell.text)}{detail}</{tag}>"
-
-
-def _policy(template: str) -> str:
-    style = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)[0]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    )
