@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emllm.recall.trace import Habit, RecallTrace, recall_of, standardised
+from emllm.recall.trace import Habit, Recall, RecallTrace, recall_of, standardised
 
 score_lists = st.lists(
     st.lists(st.floats(-5, 5, width=32), min_size=6, max_size=6), min_size=1, max_size=4
@@ -128,3 +130,48 @@ def test_recalls_counted_at_once_are_the_same_habit_to_the_last_bit(rows, recall
         other.add(recall)
     other.add_all(recalls[num_first:])
     assert one.mean(8).tobytes() == other.mean(8).tobytes()
+
+
+def random_recall(draw: np.random.Generator, num_events: int) -> Recall:
+    events = np.unique(draw.integers(0, num_events, size=draw.integers(0, 6))).astype(np.int32)
+    return Recall(num_events, events, draw.random(len(events)).astype(np.float32))
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.sampled_from(["read", "read", "copy", "new"]), max_size=40))
+def test_copies_that_go_on_are_to_the_last_bit_habits_that_were_told_everything_themselves(seed, steps):
+    """However many copies of copies there are, and whichever of them goes on."""
+    draw = np.random.default_rng(seed)
+    pairs = [(Habit(), [])]
+    num_events = 60
+    for step in steps:
+        which = int(draw.integers(len(pairs)))
+        habit, told = pairs[which]
+        if step == "copy":
+            pairs.append((habit.copy(), list(told)))
+            continue
+        num_events += 7 * (step == "new")
+        recall = random_recall(draw, num_events)
+        told.append(recall)
+        if draw.random() < 0.5:
+            habit.add(recall)
+        else:
+            habit.add_all([recall])
+    for habit, told in pairs:
+        alone = Habit()
+        for recall in told:
+            alone.add(recall)
+        assert habit.mean(num_events + 3).tobytes() == alone.mean(num_events + 3).tobytes()
+
+
+def test_a_copy_that_goes_on_costs_what_it_is_told_and_not_what_was_told_before():
+    draw = np.random.default_rng(0)
+    habit = Habit()
+    habit.add_all([random_recall(draw, 60_000) for _ in range(50)])
+    copies = [habit.copy() for _ in range(20)]
+    tracemalloc.start()
+    for one in copies:
+        for extra in range(30):
+            one.add(random_recall(draw, 60_000 + extra))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / len(copies) < 16 * (30 * 6 + 2 * 30) + 2000  # all of it is 960,000 bytes

@@ -64,60 +64,101 @@ class Recall:
 class Habit:
     """What each event of a layer scores on average, 0 where it is not recalled. Written by `add`.
 
-    Only what was recalled is counted, so a recall costs and leaves behind what it recalled and no more.
+    Only what was recalled is counted, so a recall costs and leaves behind what it recalled and no more. A
+    copy shares all that was counted and keeps what changes in it, until that is an eighth of all.
     """
 
     def __init__(self) -> None:
+        #: Totals of the events that copies share, and how many recalls there had been before each event was
+        #: first ranked; never written to.
+        self._shared = np.zeros(0), np.zeros(0, dtype=np.int64)
+        self._num_shared = 0
+        #: Shared events that were recalled since, ascending, and their totals; replaced, never written to.
+        self._touched = np.zeros(0, dtype=np.int64), np.zeros(0)
+        #: The same as `_shared` of all later events, with room for more.
         self._total = np.zeros(0)
-        #: How many recalls there had been before each event was first ranked.
         self._born = np.zeros(0, dtype=np.int64)
         self._num_events = 0
         self._num_recalls = 0
-        self._is_shared = False
 
     def add(self, recall: Recall) -> None:
         """Count one recall; events that are new since the last one begin with it."""
-        self._grow(recall.num_events)
-        self._born[self._num_events : recall.num_events] = self._num_recalls
-        self._num_events = max(self._num_events, recall.num_events)
+        self._begin(recall.num_events)
         self._num_recalls += 1
-        self._total[recall.events] += recall.standing
+        self._count(recall.events, recall.standing)
 
     def add_all(self, recalls: Sequence[Recall]) -> None:
         """Count recalls one after the other; the same to the last bit, and faster."""
         if not recalls:
             return
-        most = max(self._num_events, *(recall.num_events for recall in recalls))
-        self._grow(most)
         for recall in recalls:
-            if recall.num_events > self._num_events:
-                self._born[self._num_events : recall.num_events] = self._num_recalls
-                self._num_events = recall.num_events
+            self._begin(recall.num_events)
             self._num_recalls += 1
         events = np.concatenate([recall.events for recall in recalls])
-        np.add.at(self._total, events, np.concatenate([recall.standing for recall in recalls]))
+        self._count(events, np.concatenate([recall.standing for recall in recalls]))
 
-    def _grow(self, num_events: int) -> None:
-        """Room for so many events, in arrays that no copy shares."""
-        missing = num_events - len(self._total)
-        if missing > 0 or self._is_shared:
-            spare = max(missing, 0) + (num_events // 2 if missing > 0 else 0)
-            self._total = np.pad(self._total, (0, spare))
-            self._born = np.pad(self._born, (0, spare))
-            self._is_shared = False
+    def _begin(self, num_events: int) -> None:
+        """Events that were never ranked before are from now on."""
+        if num_events <= self._num_events:
+            return
+        first, last = self._num_events - self._num_shared, num_events - self._num_shared
+        missing = last - len(self._total)
+        if missing > 0:
+            spare = missing + last // 2
+            self._total, self._born = np.pad(self._total, (0, spare)), np.pad(self._born, (0, spare))
+        self._born[first:last] = self._num_recalls
+        self._num_events = num_events
+
+    def _count(self, events: NDArray[np.int32], standing: NDArray[np.float32]) -> None:
+        is_shared = events < self._num_shared
+        np.add.at(self._total, events[~is_shared] - self._num_shared, standing[~is_shared])
+        if is_shared.any():
+            self._touch(events[is_shared], standing[is_shared])
+
+    def _touch(self, events: NDArray[np.int32], standing: NDArray[np.float32]) -> None:
+        before, total_before = self._touched
+        touched = np.union1d(before, events)
+        total = self._shared[0][touched]
+        total[np.searchsorted(touched, before)] = total_before
+        np.add.at(total, np.searchsorted(touched, events), standing)
+        self._touched = touched, total
+        if len(touched) > self._num_shared // 8:
+            self._total, self._born = self._all()
+            self._share_nothing()
+
+    def _all(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Totals and births of all events; copies, where any are shared."""
+        num_own = self._num_events - self._num_shared
+        if not self._num_shared:
+            return self._total[:num_own], self._born[:num_own]
+        total = np.concatenate([self._shared[0], self._total[:num_own]])
+        total[self._touched[0]] = self._touched[1]
+        return total, np.concatenate([self._shared[1], self._born[:num_own]])
+
+    def _share_nothing(self) -> None:
+        fresh = Habit()
+        self._shared, self._num_shared, self._touched = fresh._shared, 0, fresh._touched
 
     def mean(self, num_events: int) -> NDArray[np.float64]:
         """Average standardised score of each event; 0 for events that were never ranked."""
         known = min(num_events, self._num_events)
+        total, born = self._all()
         means = np.zeros(num_events)
-        means[:known] = self._total[:known] / (self._num_recalls - self._born[:known])
+        means[:known] = total[:known] / (self._num_recalls - born[:known])
         return means
 
     def copy(self) -> Habit:
         """The same habit, to go on apart from this one."""
+        num_own = self._num_events - self._num_shared
+        if num_own + len(self._touched[0]) > self._num_shared // 8:
+            shared = self._all()
+            self._share_nothing()
+            self._shared, self._num_shared = shared, self._num_events
+            self._total, self._born = np.zeros(0), np.zeros(0, dtype=np.int64)
+            num_own = 0
         other = Habit()
         other.__dict__.update(self.__dict__)
-        self._is_shared = other._is_shared = True
+        other._total, other._born = self._total[:num_own].copy(), self._born[:num_own].copy()
         return other
 
 
