@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,20 @@ def state(memory):
         memory.dialogue,
         list(memory.documents),
     )
+
+
+def test_a_memory_that_nobody_holds_gives_its_room_back_at_once(lm):
+    gc.disable()
+    try:
+        memory = lm.memory(config=SMALL)
+        memory.read(STORY, name="story")
+        lm.ask(memory, "Who was sad?", sampling=SHORT)
+        fork = memory.fork()
+        held = [weakref.ref(memory), weakref.ref(fork)]
+        del memory, fork
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_asking_leaves_the_memory_as_it_was(lm, memory):

@@ -8,6 +8,7 @@ a memory attends, nor how a model is attached.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, NoReturn, Protocol, runtime_checkable
@@ -138,7 +139,10 @@ class EpisodicCache(Cache):  # type: ignore[misc]
 
 
 class EpisodicLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer of an `EpisodicCache`: passes keys and values through and says whose turn it is."""
+    """One layer of an `EpisodicCache`: passes keys and values through and says whose turn it is.
+
+    It does not keep its cache alive: a circle would keep a memory's gigabytes until Python looks for circles.
+    """
 
     is_sliding = False
     is_croppable = False
@@ -147,8 +151,15 @@ class EpisodicLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def __init__(self, cache: EpisodicCache, layer_idx: int) -> None:
         super().__init__()
-        self.cache = cache
+        self._cache = weakref.ref(cache)
         self.layer_idx = layer_idx
+
+    @property
+    def cache(self) -> EpisodicCache:
+        """The cache that this layer belongs to."""
+        cache = self._cache()
+        assert cache is not None, "a layer is asked through its cache"
+        return cache
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to allocate."""
