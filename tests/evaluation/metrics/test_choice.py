@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from emllm.errors import ConfigError
 from emllm.evaluation.metrics import metric
-from emllm.evaluation.metrics.choice import read_letter, read_letters
+from emllm.evaluation.metrics.choice import read_choice, read_letter, read_letters
 from emllm.evaluation.samples import Question
 
 OPTIONS = ["Paris", "Mr. Brown", "Vitamin D", "A tale of two cities"]
@@ -38,8 +38,9 @@ def asked(letter, **facts):
     ],
 )
 def test_a_clear_letter_is_read(said):
-    assert metric("choice")(said, asked("B")) == 1
-    assert metric("choice")(said, asked("C")) == 0
+    assert read_choice(said, asked("B")) == "B"
+    for name in ("infinite_code_debug", "infinite_longbook_choice"):
+        assert metric(name)(said, asked("C", choices=OPTIONS)) == 0
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,32 @@ def test_a_clear_letter_is_read(said):
 )
 def test_what_is_not_clear_is_not_guessed(said):
     assert read_letter(said) is None
+    assert read_choice(said, asked("A")) is None
     assert [metric("choice")(said, asked(letter)) for letter in "ABCD"] == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("The correct answer is (B)", "B"),
+        ("The correct answer is B) Paris", "B"),
+        ("The **correct answer is (B)**.", "B"),
+        ("A and C look good. The correct answer is (D).", "D"),
+        ("The correct answer is A, no: The correct answer is (C).", "C"),
+        ("The correct answer is Brown", "B"),
+        ("B", None),
+        ("(B)", None),
+        ("Paris", None),
+        ("Answer: B", None),
+        ("the correct answer is (B)", None),
+        ("The correct answer is (insert answer here)", None),
+        ("The correct answer is: B", None),
+        ("", None),
+    ],
+)
+def test_longbench_v2_reads_nothing_but_its_own_phrase(said, letter):
+    scores = {one: metric("choice")(said, asked(one, choices=OPTIONS)) for one in "ABCD"}
+    assert scores == {one: float(one == letter) for one in "ABCD"}
 
 
 @given(st.text())
@@ -71,26 +97,23 @@ def test_no_answer_is_right_under_two_letters(said):
         assert sum(metric(name)(said, asked(letter, choices=OPTIONS)) for letter in "ABCD") <= 1
 
 
-def test_the_released_phrase_comes_before_every_other_letter():
-    assert metric("choice")("A and C look good. The correct answer is (D).", asked("D")) == 1
-
-
 def test_an_option_may_be_named_by_its_text():
     for letter, text in zip("ABCD", OPTIONS, strict=True):
-        assert metric("choice")(text + ", I think.", asked(letter, choices=OPTIONS)) == 1
-    assert metric("choice")("Parisian cafés", asked("A", choices=OPTIONS)) == 0
+        assert read_choice(text + ", I think.", asked(letter, choices=OPTIONS)) == letter
+    assert read_choice("Parisian cafés", asked("A", choices=OPTIONS)) is None
 
 
 def test_the_longest_option_that_the_answer_begins_with_is_meant():
     choices = ["get", "get all", "set", "run"]
-    assert metric("choice")("get all", asked("B", choices=choices)) == 1
-    assert metric("choice")("get", asked("A", choices=dict(zip("ABCD", choices, strict=True)))) == 1
+    assert read_choice("get all", asked("B", choices=choices)) == "B"
+    assert read_choice("get", asked("A", choices=dict(zip("ABCD", choices, strict=True)))) == "A"
 
 
 def test_the_right_letter_is_a_fact_a_reference_or_the_place_of_one():
-    assert metric("choice")("B", Question("?", ("x",), facts={"letter": "B"})) == 1
-    assert metric("choice")("B", Question("?", ("Mr. Brown", "B"))) == 1
-    assert metric("choice")("B", Question("?", ("Mr. Brown",), facts={"choices": OPTIONS})) == 1
+    said = "The correct answer is (B)"
+    assert metric("choice")(said, Question("?", ("x",), facts={"letter": "B"})) == 1
+    assert metric("choice")(said, Question("?", ("Mr. Brown", "B"))) == 1
+    assert metric("choice")(said, Question("?", ("Mr. Brown",), facts={"choices": OPTIONS})) == 1
     with pytest.raises(ConfigError, match="metric choice needs a letter"):
         metric("choice")("B", asked("Paris"))
 

@@ -1,9 +1,8 @@
-"""Which option an answer chooses: one reader of letters for all multiple-choice benchmarks.
+"""Which option an answer chooses: LongBench v2's own rule, and one reader of letters for the others.
 
-Source: ``extract_answer`` of LongBench v2 (Bai et al., 2025), ``pred.py``. L-Eval and
-InfiniteBench are read by the same functions, in place of released ones that guess.
-
-An answer is read only where it says one thing. What cannot be read is None, and scores 0.
+Source of the rule: ``extract_answer`` of LongBench v2 (Bai et al., 2025), ``pred.py``. L-Eval and
+InfiniteBench are read by one set of functions, in place of released ones that guess: an answer is read only
+where it says one thing. What cannot be read is None, and scores 0.
 This module does not know the text or the question.
 """
 
@@ -34,14 +33,13 @@ _RUN = re.compile(
 
 
 def choice(prediction: str, question: Question) -> float:
-    """1 where the answer chooses the right letter (LongBench v2).
+    """1 where the answer says "The correct answer is (B)" or "The correct answer is B", of the right letter.
 
-    **Deviation**: LongBench v2 reads nothing but "The correct answer is (B)" or "The correct answer is B";
-    where neither stands there, `read_choice` reads the answer, so that "B" and "(B) Paris" count.
+    LongBench v2 reads nothing else, so an answer that is the letter alone scores 0; asterisks are left out.
     """
     said = prediction.replace("*", "")
-    official = next((found.group(1) for pattern in _OFFICIAL if (found := pattern.search(said))), None)
-    return float((official or read_choice(prediction, question)) == right_letter(question, metric="choice"))
+    found = next((found.group(1) for pattern in _OFFICIAL if (found := pattern.search(said))), None)
+    return float(found == right_letter(question, metric="choice"))
 
 
 def options(question: Question) -> list[str]:
