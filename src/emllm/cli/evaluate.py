@@ -137,14 +137,15 @@ def run(
         from emllm.evaluation.run import Run
 
         with progress_of(place) as on_step:
-            folder = Run(lm, wishes, command=sys.argv, on_step=on_step).into(place)
+            start = Run(lm, wishes, command=sys.argv, on_step=on_step, on_remark=warn)
+            folder = start.into(place)
     found = summary(place, folder.run, folder.results)
     if json:
         say_json(found)
     else:
         say(tabulated(found), end="")
     if found["failed"]:
-        remark(f"emllm: {found['failed']} results failed and are not scored; --retry-failed runs them again")
+        warn(f"{found['failed']} results failed and are not scored; --retry-failed runs them again")
 
 
 def merge(
@@ -220,6 +221,11 @@ def settings_of_all_rows(given: GivenSettings) -> dict[str, Any]:
                 f"or add one with --row NAME={value if name == 'preset' else 'em-llm:' + value}"
             )
     return dict(given.settings)
+
+
+def warn(said: str) -> None:
+    """Print one line that is no result."""
+    remark(f"emllm: {said}")
 
 
 def words(text: str, name: str) -> list[str]:

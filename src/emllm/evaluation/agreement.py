@@ -52,6 +52,21 @@ def _of_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     return None
 
 
+def codes_of(run: Mapping[str, Any]) -> list[str]:
+    """The states of the code with which a run was started, in order; older folders do not tell."""
+    return list(run.get("code", ["unknown"]))
+
+
+def other_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """One line where a run goes on with code that it was not started with before."""
+    if set(codes_of(now)) <= set(codes_of(before)):
+        return None
+    return (
+        f"begun with other code of emllm (digest {', '.join(codes_of(before))}; now {codes_of(now)[-1]}): "
+        "results that are added may differ for that reason"
+    )
+
+
 def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """A run with what another start adds to it: its command, tasks, rows and samples."""
     tasks = dict(before["tasks"])
@@ -62,6 +77,7 @@ def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     return {
         **before,
         "commands": [*before.get("commands", []), *now["commands"]],
+        "code": list(dict.fromkeys([*codes_of(before), *codes_of(now)])),
         "limit": None if None in limits else max(limits),
         "rows": {**before["rows"], **now["rows"]},
         "tasks": tasks,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emllm.errors import ConfigError, SourceError
-from emllm.evaluation.agreement import combined, first_difference
+from emllm.evaluation.agreement import combined, first_difference, other_code
 from emllm.store import disk
 from emllm.store.locks import write_lock
 
@@ -105,6 +105,9 @@ class RunFolder:
         path: of the folder; made where there is none.
         run: what is about to be run, as ``run.json`` has it.
 
+    Attributes:
+        other_code: one line where the folder was begun with other code.
+
     Raises:
         ConfigError: the folder holds something else, or results of other settings.
         SourceError: a file in it is damaged.
@@ -119,11 +122,13 @@ class RunFolder:
         self._lock = write_lock(path / LOCK)
         try:
             self.run = dict(run)
+            self.other_code: str | None = None
             if (path / RUN).exists():
                 before = read_run(path)
                 difference = first_difference(before, run)
                 if difference is not None:
                     raise ConfigError(f"{path} holds results of another run: {difference}")
+                self.other_code = other_code(before, run)
                 self.run = combined(before, run)
             self.results = self._recovered()
             self._publish(RUN, (json.dumps(self.run, indent=1, allow_nan=False) + "\n").encode())

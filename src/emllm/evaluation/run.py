@@ -52,6 +52,7 @@ class Run:
         wishes: what is to be run.
         command: how it was started, for the record.
         on_step: told before and after each result, and while a text is read.
+        on_remark: told one line that a person should know before results are added.
 
     Raises:
         ConfigError: a wish is wrong, or a row exceeds the model.
@@ -64,12 +65,14 @@ class Run:
         *,
         command: Sequence[str] = (),
         on_step: OnStep | None = None,
+        on_remark: Callable[[str], None] | None = None,
     ) -> None:
         wishes.check()
         self._lm = lm
         self._wishes = wishes
         self._command = list(command)
         self._on_step = on_step
+        self._on_remark = on_remark
         self._needs = SampleNeeds(
             data=wishes.data,
             count_tokens=lambda text: len(lm.chat_format.encode(text)),
@@ -93,6 +96,8 @@ class Run:
             if self._wishes.retry_failed:
                 folder.forget_failed(plan)
             to_do = {key: one for key, one in plan.items() if not folder.is_done(key)}
+            if to_do and folder.results and folder.other_code and self._on_remark is not None:
+                self._on_remark(f"{path}: {folder.other_code}")
             pace = Pace(
                 [(key.row, one.num_chars) for key, one in to_do.items()], num_done=len(plan) - len(to_do)
             )

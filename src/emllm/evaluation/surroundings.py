@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import platform
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ def surroundings(lm: EpisodicLM) -> dict[str, Any]:
             **{name: version(name) for name in ("emllm", "torch", "transformers")},
             "python": platform.python_version(),
         },
+        "code": [code_digest()],
         "model": lm.name,
         "fingerprint": lm.fingerprint,
         "dtype": str(lm.geometry.dtype).removeprefix("torch."),
@@ -32,6 +35,21 @@ def surroundings(lm: EpisodicLM) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "hardware": hardware(device),
     }
+
+
+def code_digest(folder: Path | None = None) -> str:
+    """What tells one state of a package's files from another, of one version or not: 16 digits.
+
+    Args:
+        folder: of the package; None: this one's. Compiled and hidden files do not count.
+    """
+    place = Path(str(files("emllm"))) if folder is None else folder
+    digest = hashlib.sha256()
+    for path in sorted(place.rglob("*")):
+        name = path.relative_to(place)
+        if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in name.parts):
+            digest.update(f"{name.as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def hardware(device: torch.device) -> str:

@@ -127,6 +127,44 @@ def test_five_pairs_are_never_marked(report) -> None:
     assert numbers["a/one", "default"]["verdict"] == ""
 
 
+def test_one_sample_alone_has_no_interval_and_an_average_with_it_is_never_marked(
+    report, tmp_path: Path
+) -> None:
+    # Drawn again, a single sample is always itself: seven of them would look like a certainty.
+    tasks = [f"a/{number}" for number in range(7)]
+    scores = {(task, row): [it] for task in tasks for row, it in (("full", 0.2), ("default", 0.9))}
+    numbers = report(planted(scores))
+    for row, difference in (("full", ""), ("default", "70.0000")):
+        found = numbers["a/3", row]
+        assert (found["low"], found["high"], found["difference_low"], found["verdict"]) == ("",) * 4
+        assert found["difference"] == difference
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert "| a | 20.0 | 90.0 | 7 |" in written and "| a | +70.0 | 7 |" in written
+    assert "0 of 8 differences marked; 0 could be" in written
+
+
+def test_an_average_of_tasks_with_several_samples_is_marked(report, tmp_path: Path) -> None:
+    scores = {
+        (task, row): [it, it + 0.1]
+        for task in ("a/one", "a/two", "a/three")
+        for row, it in (("full", 0.2), ("default", 0.7))
+    }
+    report(planted(scores))
+    assert "| a | +50.0 ▲ (+50.0 to +50.0) | 6 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_folder_without_results_is_one_line(tmp_path: Path) -> None:
+    for folder, said in ((tmp_path / "none", "no such folder"), (tmp_path, "no results in it")):
+        with pytest.raises(StoreError, match=f"^{folder}: {said}$"):
+            write_report([folder], tmp_path / "out")
+
+
+def test_what_only_the_page_shows_is_not_announced_elsewhere(report, tmp_path: Path) -> None:
+    report(planted({("a/one", "full"): [0.5, 0.6]}))
+    assert "on which rows differ most" in (tmp_path / "out" / "report.html").read_text()
+    assert "on which rows differ most" not in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_failures_are_counted_and_never_scored(report, tmp_path: Path) -> None:
     numbers = report(
         planted({("a/one", "full"): [1.0] * 8 + [None] * 2, ("a/one", "default"): [1.0] * 8 + [0.0] * 2})
@@ -207,6 +245,15 @@ def test_two_models_never_share_a_table(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "report.md").read_text()
     assert re.findall("^## (.*)", text, re.MULTILINE) == ["tall", "short"]
     assert text.count("6 samples of 6 answered by every row") == 2
+
+
+def test_results_of_two_states_of_the_code_are_said_to_be(tmp_path: Path) -> None:
+    lines = planted({("a/one", "full"): [0.5]})
+    for codes, is_said in ((["aaaa"], False), (["aaaa", "bbbb"], True)):
+        write_report([run_folder(tmp_path / "run", lines, code=codes)], tmp_path / "out")
+        written = (tmp_path / "out" / "report.md").read_text()
+        assert ("The code changed while this was run (aaaa, bbbb)" in written) is is_said
+        assert f"| code | {', '.join(codes)} |" in written
 
 
 def test_folders_that_contradict_each_other_are_refused(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def _comparison(runs: list[RunFolder], names: Counter[str], reference: str | Non
         reference=found_reference,
         records={key: tuple(found) for key, found in records.items()},
         costs={row: tuple(found) for row, found in costs.items()},
-        remarks=tuple(dict.fromkeys([*_missing_shards(runs), *(it for run in runs for it in run.remarks)])),
+        remarks=tuple(dict.fromkeys([*_missing_shards(runs), *_states_of_code(runs), *_own_remarks(runs)])),
     )
 
 
@@ -161,6 +161,17 @@ def _refuse_twice(task: str, row: str, records: list[Record], runs: list[RunFold
             if any((it.task, it.row, it.sample) == (task, row, sample) for it in run.records)
         ]
         raise StoreError(f"{task} / {sample} / {row} is in more than one folder: {', '.join(folders)}")
+
+
+def _own_remarks(runs: list[RunFolder]) -> list[str]:
+    return [remark for run in runs for remark in run.remarks]
+
+
+def _states_of_code(runs: list[RunFolder]) -> list[str]:
+    codes = dict.fromkeys(str(code) for run in runs for code in run.about.get("code") or ())
+    if len(codes) < 2:
+        return []
+    return [f"The code changed while this was run ({', '.join(codes)}): results may differ for that reason."]
 
 
 def _missing_shards(runs: list[RunFolder]) -> list[str]:

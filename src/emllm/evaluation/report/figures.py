@@ -110,11 +110,13 @@ def difference_section(comparison: Comparison, figures: Figures) -> Section:
         why = "no row to compare with" if comparison.reference is None else "no sample that two rows answered"
         return Section("Differences", (f"There are no differences: {why}.",))
     marked = sum(bool(it.verdict) for it in found)
+    open_to_marks = sum(it.can_be_marked for it in found)
     plain = (
         "Points, row minus reference, over the samples that both answered (pairs), with the interval of a "
         f"paired bootstrap. ▲ better and ▼ worse: the interval leaves out 0. Fewer than {MIN_PAIRS} pairs "
-        f"are never marked. {marked} of {plural(len(found), 'difference')} marked; without any true "
-        f"difference chance would mark about {round(0.05 * len(found), 1):g}."
+        f"are never marked, nor an average with a task of one pair. {marked} of "
+        f"{plural(len(found), 'difference')} marked; {open_to_marks} could be, and without any true "
+        f"difference chance would mark about {round(0.05 * open_to_marks, 1):g}."
     )
     tasks = {it.name for it in found if it.name in comparison.tasks}
     surprised = {task for task in tasks if comparison.is_perplexity(task)}
@@ -140,8 +142,8 @@ def _differences(title: str, found: list[RowDifference], rows: list[str], is_nat
 
 
 def _difference_cell(it: RowDifference, decimals: int) -> Cell:
-    low, high = (signed(end, decimals=decimals) for end in (it.low, it.high))
-    return Cell(signed(it.mean, decimals=decimals), f"{low} to {high}", it.verdict)
+    ends = [signed(end, decimals=decimals) for end in (it.low, it.high) if end is not None]
+    return Cell(signed(it.mean, decimals=decimals), " to ".join(ends), it.verdict)
 
 
 def cost_section(comparison: Comparison) -> Section:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from emllm.evaluation.report.layout import Block, Cell, Chapter, Table
+from emllm.evaluation.report.layout import Block, Cell, Chapter, Section, Table
 
 MARKS = {"better": " ▲", "worse": " ▼", "": ""}
 
@@ -20,9 +20,15 @@ def render_markdown(chapters: Sequence[Chapter]) -> str:
         lines += [f"## {_escaped(chapter.title)}", ""]
         for section in chapter.sections:
             written = [line for block in section.blocks for line in _block(block)]
-            if written:
+            if written and not _is_page_only(section):
                 lines += [f"### {_escaped(section.title)}", "", *written]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _is_page_only(section: Section) -> bool:
+    """Whether its words are about tables that stand in the page alone."""
+    tables = [block for block in section.blocks if isinstance(block, Table)]
+    return bool(tables) and all(table.is_page_only for table in tables)
 
 
 def _block(block: Block) -> Iterator[str]:

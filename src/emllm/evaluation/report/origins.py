@@ -27,7 +27,8 @@ def overview_section(comparison: Comparison) -> Section:
         f"{plural(len(comparison.tasks), 'task')}, {plural(num_samples, 'sample')}, "
         f"{plural(len(comparison.rows), 'row')}: {', '.join(comparison.rows)}. "
         f"{plural(shared, 'sample')} of {num_samples:,} answered by every row that was asked them.",
-        "Scores are the benchmarks' own, times 100; intervals are 95 % bootstrap intervals over samples.",
+        "Scores are the benchmarks' own, times 100; intervals are 95 % bootstrap intervals over samples, "
+        "where there are two or more.",
     ]
     if failures:
         failed = ", ".join(f"{row} {count:,}" for row, count in failures.items())
@@ -141,6 +142,9 @@ def _run_lines(comparison: Comparison) -> list[tuple[Cell, ...]]:
     lines.append(
         (Cell("versions"), *(Cell(_settings(run.about.get("versions") or {})) for run in comparison.runs))
     )
+    lines.append(
+        (Cell("code"), *(Cell(", ".join(run.about.get("code") or ("–",))) for run in comparison.runs))
+    )
     commands = (
         " && ".join(_command(it) for it in run.about.get("commands") or ()) for run in comparison.runs
     )
@@ -161,6 +165,6 @@ def _settings(settings: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    if value is None:
+    if value is None or value == []:
         return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

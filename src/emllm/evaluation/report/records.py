@@ -88,6 +88,9 @@ def read_run(folder: Path) -> RunFolder:
     Raises:
         StoreError: a file is missing, or a line is malformed; the message names file and line number.
     """
+    if not (folder / "run.json").exists():
+        why = "no results in it" if folder.is_dir() else "no such folder"
+        raise StoreError(f"{folder}: {why}")
     about = _about(folder / "run.json")
     remarks: list[str] = []
     records = [

@@ -3,7 +3,8 @@
 Scores are shown times 100. Intervals are 95 % bootstrap intervals over samples; those of an average resample
 the samples within each of its tasks, and those of a difference resample pairs: samples that both rows
 answered. Perplexity is ``exp(nats)``, its difference is in nats; it is never averaged with scores. A failed
-sample has no score: it is counted beside the mean and never in it.
+sample has no score: it is counted beside the mean and never in it. Where a task has one sample alone there is
+no interval, nor for an average that the task is in.
 This module does not know files, or how figures are laid out.
 """
 
@@ -22,6 +23,8 @@ from emllm.evaluation.statistics import bootstrap_difference, bootstrap_mean
 NUM_RESAMPLES = 2000
 #: Fewer pairs are never marked: chance alone gives five of one sign in 1 of 16 cases.
 MIN_PAIRS = 6
+#: Drawn again, one sample is always itself: it tells nothing of others, so there is no interval.
+MIN_DRAWN = 2
 
 Scores = Float[np.ndarray, " S"]
 
@@ -32,8 +35,8 @@ class TaskScore:
 
     Attributes:
         mean: of the answered samples, times 100, or their perplexity; None where none was answered.
-        low: lower end of the interval.
-        high: upper end of the interval.
+        low: lower end of the interval; None of one sample alone.
+        high: upper end of the interval; likewise.
         num_samples: answered samples, over which the mean goes.
         num_questions: of those samples.
         num_failed: samples without an answer.
@@ -59,8 +62,8 @@ class Average:
     category: str
     row: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     tasks: tuple[str, ...]
 
 
@@ -71,6 +74,8 @@ class RowDifference:
     Attributes:
         name: a task, or a suite or ``suite, category`` for an average.
         mean: in points (score times 100), or in nats per token for perplexity.
+        low: lower end of the interval; None where a task has one pair alone.
+        high: upper end of the interval; likewise.
         num_pairs: samples that both answered.
         verdict: ``better`` or ``worse`` where the interval leaves out 0, else empty.
     """
@@ -78,10 +83,15 @@ class RowDifference:
     name: str
     row: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_pairs: int
     verdict: str
+
+    @property
+    def can_be_marked(self) -> bool:
+        """Whether there are pairs enough for a verdict."""
+        return self.low is not None and self.num_pairs >= MIN_PAIRS
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ def _score(comparison: Comparison, task: str, row: str) -> TaskScore:
         interval = bootstrap_mean(values, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
         ends = (interval.mean, interval.low, interval.high)
         mean, low, high = (_shown(end, comparison.is_perplexity(task)) for end in ends)
+        low, high = (low, high) if len(answered) >= MIN_DRAWN else (None, None)
     return TaskScore(
         task=task,
         row=row,
@@ -138,7 +149,8 @@ def averages(comparison: Comparison) -> list[Average]:
         for row in _rows_of(comparison, tasks):
             strata = [_array(comparison.scores(task, row).values()) for task in tasks]
             mean, low, high = mean_of_means(strata, seed=comparison.seed)
-            found.append(Average(suite, category, row, 100 * mean, 100 * low, 100 * high, tuple(tasks)))
+            ends = (100 * low, 100 * high) if _is_drawn(strata) else (None, None)
+            found.append(Average(suite, category, row, 100 * mean, ends[0], ends[1], tuple(tasks)))
     return found
 
 
@@ -190,11 +202,8 @@ def differences(comparison: Comparison) -> list[RowDifference]:
                 sign, scale = (-1, 1) if comparison.is_perplexity(task) else (1, 100)
                 it = bootstrap_difference(ours, theirs, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
                 verdict = _verdict(sign * it.low, sign * it.high, ours.size)
-                found.append(
-                    RowDifference(
-                        task, row, scale * it.mean, scale * it.low, scale * it.high, ours.size, verdict
-                    )
-                )
+                ends = (scale * it.low, scale * it.high) if _is_drawn([ours]) else (None, None)
+                found.append(RowDifference(task, row, scale * it.mean, ends[0], ends[1], ours.size, verdict))
     return found + _average_differences(comparison, reference)
 
 
@@ -209,8 +218,11 @@ def _average_differences(comparison: Comparison, reference: str) -> list[RowDiff
             mean, low, high = (100 * value for value in mean_of_means(strata, seed=comparison.seed))
             num_pairs = sum(stratum.size for stratum in strata)
             name = f"{suite}, {category}" if category else suite
-            verdict = _verdict(low, high, num_pairs)
-            found.append(RowDifference(name, row, mean, low, high, num_pairs, verdict))
+            if _is_drawn(strata):
+                verdict = _verdict(low, high, num_pairs)
+                found.append(RowDifference(name, row, mean, low, high, num_pairs, verdict))
+            else:
+                found.append(RowDifference(name, row, mean, None, None, num_pairs, ""))
     return found
 
 
@@ -226,6 +238,10 @@ def _verdict(low: float, high: float, num_pairs: int) -> str:
     if num_pairs < MIN_PAIRS or min(low, high) <= 0 <= max(low, high):
         return ""
     return "better" if low > 0 else "worse"
+
+
+def _is_drawn(strata: Sequence[np.ndarray]) -> bool:
+    return all(stratum.size >= MIN_DRAWN for stratum in strata)
 
 
 def mean_of_means(strata: Sequence[np.ndarray], *, seed: int) -> tuple[float, float, float]:
