@@ -19,6 +19,7 @@ does not know how samples are made, answered or scored.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ def suite_names() -> list[str]:
 
 
 def tasks_of(suite: str) -> list[Task]:
-    """All tasks of a suite, by name.
+    """All tasks of a suite, by name, qa2 before qa10.
 
     Raises:
         ConfigError: there is no such suite.
@@ -118,5 +119,10 @@ def tasks_of(suite: str) -> list[Task]:
     found = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
     return [
         parse_task(f"{suite}/{entry.name.removesuffix('.toml')}", entry.read_text("utf-8"))
-        for entry in sorted(found, key=lambda entry: entry.name)
+        for entry in sorted(found, key=lambda entry: _in_natural_order(entry.name))
     ]
+
+
+def _in_natural_order(name: str) -> list[tuple[int, str]]:
+    """Sorts numbers by their size: qa2 before qa10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
