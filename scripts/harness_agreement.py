@@ -10,8 +10,8 @@ would stop at a newline before the first word, LongBench scores what comes after
 
 Where two predictions differ, the tokens at which they part are shown, with the logits that each program has
 for them after the row's ids: a gap no wider than the programs' logits differ is a tie, and `--dtype float32`
-decides it. Where the prompt as one text has other tokens than the row's pieces of it, what the harness's
-model says to the row's ids is shown too.
+decides it. Long answers are cut, since after a tie nothing can be compared. Where the prompt as one text has
+other tokens than the row's pieces of it, what the harness's model says to the row's ids is shown too.
 
 `--facts N` compares log-likelihoods too: N questions with four choices about facts planted in those texts.
 """
@@ -22,7 +22,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -264,6 +264,7 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, nargs=2, default=(1000, 3000), help="of a prompt, at least and at most"
     )
+    parser.add_argument("--answer-tokens", type=int, default=64, help="at most, whatever the task says")
     parser.add_argument("--facts", type=int, default=0, help="multiple-choice questions")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--dtype", default="bfloat16")
@@ -280,7 +281,8 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|", flush=True)
         texts: list[str] = []
         tokens = range(args.tokens[0], args.tokens[1] + 1)
-        for task in tasks:
+        for whole in tasks:
+            task = replace(whole, answer_tokens=min(whole.answer_tokens, args.answer_tokens))
             asked = shortest(lm, task, args.data, num_samples=args.samples, tokens=tokens)
             if not asked:
                 print(f"  {task.name}: no prompt of {tokens.start} to {tokens.stop - 1} tokens")
