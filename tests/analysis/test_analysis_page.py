@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emllm.analysis.frame import escape, template_of
-from emllm.analysis.page import NUM_LEVELS, levels, paragraphs, render_page, scale
+from emllm.analysis.page import NUM_LEVELS, NUM_PEAKS, levels, paragraphs, render_page, scale
 from emllm.analysis.segmented import SegmentedText
 
 HOSTILE = [
@@ -187,8 +187,18 @@ def test_the_page_asks_nothing_of_any_server() -> None:
     linked = [
         value for _, attrs in Page(page).elements for name, value in attrs.items() if name in ("src", "href")
     ]
-    assert linked == ["data:,"]
+    assert [link for link in linked if not re.fullmatch(r"#e\d+", link)] == ["data:,"]
     assert not re.findall(r"@import|url\(|https?:|fetch\(|XMLHttp|WebSocket|innerHTML|eval\(", page)
+
+
+@given(PIECES)
+def test_the_most_surprising_events_are_linked_and_quoted_as_text(pieces: list[str]) -> None:
+    text = segmented(pieces)
+    page = Page(render_page(text))
+    links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
+    assert links == [f"#e{event.event_idx}" for event in text.most_surprising(NUM_PEAKS)]
+    identities = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
+    assert {link.removeprefix("#") for link in links} <= identities
 
 
 def test_the_policy_allows_this_style_and_this_script_and_nothing_else() -> None:

@@ -70,6 +70,29 @@ def test_the_mean_of_an_event_is_never_above_its_maximum(text: SegmentedText) ->
         assert math.isnan(event.mean_surprise) or event.mean_surprise <= event.max_surprise + 1e-9
 
 
+@given(segmented_texts(), st.integers(0, 8))
+def test_no_event_outside_the_most_surprising_is_more_surprising(text: SegmentedText, number: int) -> None:
+    chosen = text.most_surprising(number)
+    means = [event.mean_surprise for event in chosen]
+    known = [event.mean_surprise for event in text.events if not math.isnan(event.mean_surprise)]
+    assert means == sorted(known, reverse=True)[:number]
+
+
+@given(segmented_texts(), st.integers(2, 20))
+def test_an_opening_is_one_line_of_the_events_own_words(text: SegmentedText, max_chars: int) -> None:
+    for event in text.events:
+        opening = text.opening(event.event_idx, max_chars=max_chars)
+        assert len(opening) <= max_chars and opening.split() == opening.split(" " if opening else None)
+        words = opening.removeprefix("…").removesuffix("…").rstrip()
+        assert " ".join(event.text.split()).startswith(words) or "…" in event.text
+
+
+def test_an_event_that_begins_inside_a_word_says_so() -> None:
+    inside = small(pieces=["carb", "uncle", " geese"], boundaries=[0, 1, 2])
+    openings = [inside.opening(event_idx, max_chars=9) for event_idx in range(3)]
+    assert openings == ["carb", "…uncle", "geese"]
+
+
 def test_unknown_surprise_is_left_out_of_mean_and_maximum() -> None:
     assert mean_and_max(np.array([np.nan, 1.0, 3.0])) == (2.0, 3.0)
     assert small().events[0].mean_surprise == 1.0

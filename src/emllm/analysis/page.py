@@ -23,6 +23,8 @@ from emllm.analysis.text import nats
 
 #: Tints of the page, from least to most surprise; page.html has a colour for each.
 NUM_LEVELS = 7
+#: Events in the list of the most surprising ones, and characters of each.
+NUM_PEAKS, PEAK_CHARS = 6, 90
 #: Characters after which a paragraph without blank lines is cut at its next line or event, and of a section.
 PARAGRAPH_CHARS, SECTION_CHARS = 4000, 8000
 #: A line this much shorter than the document's width was ended on purpose; documents wider than this are not
@@ -44,6 +46,7 @@ def render_page(text: SegmentedText) -> str:
         "MODEL": escape(text.model),
         "SETTINGS": _settings(text),
         "LEGEND": _legend(event_edges),
+        "PEAKS": _peaks(text),
         "TEXT": _body(text, levels(event_means, edges=event_edges)),
         "DATA": _data(text, event_edges),
     }
@@ -177,6 +180,14 @@ def _legend(edges: Float[np.ndarray, " edges"]) -> str:
     labels = [f"below {edges[0]:.1f}", *(f"{a:.1f} to {b:.1f}" for a, b in pairwise(edges))]
     labels.append(f"{edges[-1]:.1f} or more")
     return "".join(f'<li class="e t{level}">{label}</li>' for level, label in enumerate(labels))
+
+
+def _peaks(text: SegmentedText) -> str:
+    return "".join(
+        f"<li><a href=#e{event.event_idx}>{escape(text.opening(event.event_idx, max_chars=PEAK_CHARS))}</a> "
+        f"<small>{nats(event.mean_surprise)}</small></li>"
+        for event in text.most_surprising(NUM_PEAKS)
+    )
 
 
 def _facts(text: SegmentedText) -> str:

@@ -97,6 +97,20 @@ class SegmentedText:
             for event_idx, (start, stop) in enumerate(zip(self.boundaries, stops, strict=True))
         )
 
+    def most_surprising(self, number: int) -> tuple[TextEvent, ...]:
+        """The events of the highest mean surprise, the highest first; fewer where surprise is unknown."""
+        known = [event for event in self.events if event.mean_surprise == event.mean_surprise]
+        return tuple(sorted(known, key=lambda event: -event.mean_surprise)[:number])
+
+    def opening(self, event_idx: int, *, max_chars: int) -> str:
+        """The first words of an event on one line; a word that it begins inside of is marked by ``…``."""
+        event = self.events[event_idx]
+        line = " ".join(event.text.split())
+        before = self.events[event_idx - 1].text[-1:] if event_idx else ""
+        if before.isalnum() and event.text[:1].isalnum():
+            line = f"…{line}"
+        return line if len(line) <= max_chars else line[: max_chars - 1].rstrip() + "…"
+
     def to_json(self) -> dict[str, Any]:
         """JSON values of the text: ``tokens``, ``events``, ``surprise`` and ``settings``; unknown is None.
 
