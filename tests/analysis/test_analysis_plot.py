@@ -67,6 +67,25 @@ def test_the_detail_shows_the_stretch_that_was_asked_for() -> None:
     assert "nats" in detail.get_ylabel() and "tokens" in detail.get_xlabel()
 
 
+def test_every_event_has_a_dot_and_the_most_surprising_are_quoted() -> None:
+    text = segmented(1000)
+    axes = figure(text).axes[1]
+    assert len(axes.lines[0].get_xdata()) == len(text.events)
+    *numbers, quotes = axes.texts
+    assert [number.get_text() for number in numbers] == ["1", "2", "3", "4", "5"]
+    for number, event, line in zip(
+        numbers, text.most_surprising(5), quotes.get_text().split("\n"), strict=True
+    ):
+        assert number.xy == ((event.start + event.stop) / 2, event.mean_surprise)
+        assert f"at token {event.start:,}: " in line
+    assert "nats" in axes.get_ylabel() and "tokens" in axes.get_xlabel()
+
+
+def test_a_short_detail_of_a_long_text_is_marked_wide_enough_to_be_seen() -> None:
+    overview = figure(segmented(200_000, every=50), start=100, stop=110).axes[0]
+    assert overview.patches[-1].get_width() >= 200_000 / 400
+
+
 def test_drawing_leaves_the_global_state_of_matplotlib_alone() -> None:
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""A segmented text as a picture: surprise and events over the whole text, and a stretch of it token by token.
+"""A segmented text as a picture: surprise over the whole text, the most surprising events, and a stretch.
 
 matplotlib is imported when a picture is drawn, and only its objects are used: no window, no global state.
 Colours are Okabe and Ito's, apart in every common kind of colour vision and in grey.
@@ -26,8 +26,14 @@ BOUNDARY, DETAIL = "#5a5a5a", "#ececec"
 DETAIL_TOKENS, LABEL_SLOTS = 400, 62
 #: Most columns of the overview, fewest tokens in one, and columns that its smooth line averages.
 OVERVIEW_COLUMNS, COLUMN_TOKENS, SMOOTH_COLUMNS = 240, 40, 9
-#: Characters of a boundary token that its label has room for.
-LABEL_CHARS = 12
+#: Characters of an event's first words that its label has room for, and a line below the picture of events.
+LABEL_CHARS, QUOTED_CHARS = 14, 150
+#: Points above the detail that the labels need.
+LABEL_POINTS = 92
+#: Most surprising events that are quoted.
+NUM_QUOTED = 5
+#: Least share of the whole text that marks the detail in it.
+LEAST_MARKED = 1 / 300
 
 
 def render_png(text: SegmentedText, *, start: int = 0, stop: int | None = None, dpi: int = 150) -> bytes:
@@ -38,10 +44,10 @@ def render_png(text: SegmentedText, *, start: int = 0, stop: int | None = None, 
 
 
 def figure(text: SegmentedText, *, start: int = 0, stop: int | None = None) -> Figure:
-    """Surprise and events per thousand tokens over the whole text, and tokens ``[start, stop)`` in detail.
+    """Surprise over the whole text, its most surprising events, and tokens ``[start, stop)`` in detail.
 
     The detail shows every token's surprise, the threshold, a line at each boundary and, where there is room,
-    the text of the token that began the event.
+    the first words of the event.
 
     Args:
         text: what to draw.
@@ -62,15 +68,18 @@ def figure(text: SegmentedText, *, start: int = 0, stop: int | None = None) -> F
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("pictures need matplotlib: pip install 'emllm[plot]'") from error
-    picture = Figure(figsize=(13, 8.6), layout="constrained", facecolor="white")
+    picture = Figure(figsize=(13, 10), layout="constrained", facecolor="white")
     FigureCanvasAgg(picture)
-    overview, density, detail = picture.subplots(3, 1, height_ratios=(1.1, 0.7, 2.2))
+    overview, events, detail = picture.subplots(3, 1, height_ratios=(1, 1.3, 2))
     picture.suptitle(_title(text), fontsize=13, fontweight="bold", parse_math=False, x=0.01, ha="left")
-    _draw_overview(overview, density, text)
-    for axes in (overview, density):
-        axes.axvspan(start, stop, facecolor=DETAIL, edgecolor=BOUNDARY, lw=1, zorder=0)
+    _draw_overview(overview, text)
+    _draw_events(events, text)
+    marked = max(stop, min(start + round(text.num_tokens * LEAST_MARKED), text.num_tokens))
+    for axes in (overview, events):
+        axes.set_xlim(0, text.num_tokens)
+        axes.axvspan(start, marked, facecolor=DETAIL, edgecolor=BOUNDARY, lw=1, zorder=0)
     _draw_detail(detail, text, start=start, stop=stop)
-    for axes in (overview, density, detail):
+    for axes in (overview, events, detail):
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter(lambda token, _: f"{token:,.0f}")
     return picture
@@ -92,7 +101,7 @@ def _title(text: SegmentedText) -> str:
     return _drawable(f"{text.document}: {facts}", max_chars=110)
 
 
-def _draw_overview(overview: Axes, density: Axes, text: SegmentedText) -> None:
+def _draw_overview(overview: Axes, text: SegmentedText) -> None:
     num_columns = int(np.clip(text.num_tokens // COLUMN_TOKENS, 1, OVERVIEW_COLUMNS))
     edges = np.linspace(0, text.num_tokens, num_columns + 1).astype(int)
     columns = np.arange(num_columns)
@@ -111,20 +120,46 @@ def _draw_overview(overview: Axes, density: Axes, text: SegmentedText) -> None:
     smooth = span_means(text.surprise, edges[around[0]], stops=edges[around[1]])
     overview.plot((edges[1:] + edges[:-1]) / 2, smooth, color=SURPRISE, lw=2)
     overview.set_ylabel("mean surprise\n(nats)")
-    width = text.num_tokens / num_columns
     overview.set_title(
-        f"The whole text, in steps of {width:,.0f} tokens and smoothed; grey marks the detail below",
+        f"The whole text, in steps of {text.num_tokens / num_columns:,.0f} tokens and smoothed; "
+        "grey marks the detail below",
         loc="left",
         fontsize=10,
     )
-    begun = np.histogram(text.boundaries, bins=edges)[0]
-    density.stairs(begun / np.diff(edges) * 1000, edges, color=EVENTS, fill=True, alpha=0.75)
-    density.set_ylabel("events per\n1,000 tokens")
-    for axes in (overview, density):
-        axes.set_xlim(0, text.num_tokens)
-        axes.margins(y=0.08)
-    density.set_ylim(bottom=0)
-    density.set_xlabel("position in the text (tokens)")
+    overview.margins(y=0.08)
+
+
+def _draw_events(axes: Axes, text: SegmentedText) -> None:
+    """Every event at its place and mean surprise; the most surprising ones numbered, and quoted below."""
+    middles = [(event.start + event.stop) / 2 for event in text.events]
+    means = [event.mean_surprise for event in text.events]
+    size = 2.2 if len(means) > 1000 else 5
+    axes.plot(middles, means, "s", color=EVENTS, ms=size, alpha=0.6, mew=0, antialiased=False)
+    quoted = text.most_surprising(NUM_QUOTED)
+    lines = []
+    for rank, event in enumerate(quoted, start=1):
+        place = ((event.start + event.stop) / 2, event.mean_surprise)
+        axes.plot(*place, "o", color=EVENTS, mec="white", ms=6)
+        axes.annotate(str(rank), place, xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+        words = _drawable(text.opening(event.event_idx, max_chars=QUOTED_CHARS), max_chars=QUOTED_CHARS)
+        lines.append(f"{rank}  {event.mean_surprise:.1f} nats at token {event.start:,}: “{words}”")
+    length = text.num_tokens / len(means)
+    axes.set_title(f"Every event, {length:,.1f} tokens long on average", loc="left", fontsize=10)
+    axes.set_ylabel("mean surprise\nof an event (nats)")
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
+    axes.set_xlabel("position in the text (tokens)")
+    axes.annotate(
+        "\n".join(lines),
+        (0, 0),
+        xycoords="axes fraction",
+        xytext=(0, -38),
+        textcoords="offset points",
+        va="top",
+        fontsize=9,
+        linespacing=1.35,
+        parse_math=False,
+    )
 
 
 def _draw_detail(detail: Axes, text: SegmentedText, *, start: int, stop: int) -> None:
@@ -163,14 +198,33 @@ def _draw_detail(detail: Axes, text: SegmentedText, *, start: int, stop: int) ->
     detail.set_ylim(0, 1.14 * max(float(np.nanmax(np.nan_to_num(surprise))), 1.0))
     detail.set_xlabel("position in the text (tokens)")
     detail.set_ylabel("surprise of a token (nats)")
-    detail.set_title(f"Detail: tokens {start:,} to {stop - 1:,}", loc="left", fontsize=10, pad=64)
-    detail.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, ncols=3)
+    detail.set_title(f"Detail: tokens {start:,} to {stop - 1:,}", loc="left", fontsize=10, pad=LABEL_POINTS)
+    _draw_legend(detail)
     _label(detail, text, _with_room(boundaries, text.surprise, spacing=(stop - start) / LABEL_SLOTS))
+
+
+def _draw_legend(detail: Axes) -> None:
+    """Above the labels, on the line of the title, where it hides nothing."""
+    from matplotlib.transforms import ScaledTranslation
+
+    detail.legend(
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        bbox_transform=detail.transAxes
+        + ScaledTranslation(0, LABEL_POINTS / 72, detail.figure.dpi_scale_trans),
+        frameon=False,
+        fontsize=9,
+        ncols=3,
+        borderaxespad=0,
+        borderpad=0,
+    )
 
 
 def _label(detail: Axes, text: SegmentedText, boundaries: list[int]) -> None:
     for boundary in boundaries:
-        label = f"“{_drawable(text.pieces[boundary], max_chars=LABEL_CHARS)}”"
+        event_idx = int(np.searchsorted(text.boundaries, boundary))
+        words = text.opening(event_idx, max_chars=LABEL_CHARS)
+        label = f"“{_drawable(words, max_chars=LABEL_CHARS)}”"
         detail.annotate(
             label,
             (boundary, 1),
