@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from emllm import Document, EpisodicLM, MemoryConfig
-from emllm.analysis.segment import decoded_pieces, segment, tokens_and_pieces
+from emllm.analysis.segment import decoded_pieces, segment, shown_name, tokens_and_pieces
 from emllm.reading import read_tokens
 
 CONFIG = MemoryConfig(
@@ -141,3 +141,11 @@ def test_progress_ends_at_the_last_token(lm) -> None:
     seen = []
     segment(lm, Document("a", TEXT), CONFIG, seen.append)
     assert seen[-1].num_read == seen[-1].num_total == len(TOKENIZER(TEXT)["input_ids"])
+
+
+def test_a_model_is_shown_by_its_own_name_without_the_place_it_lies_in(tmp_path) -> None:
+    folder = tmp_path / "tiny-model"
+    folder.mkdir()
+    assert shown_name("default") == "SmolLM2-135M-Instruct"
+    assert shown_name(str(folder)) == "tiny-model"
+    assert shown_name("owner/model-of-a-hub") == "owner/model-of-a-hub"

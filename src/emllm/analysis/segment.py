@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from emllm.config import UNLIMITED_TOKENS, MemoryConfig
 from emllm.documents.document import Document
 from emllm.errors import InputError, ModelError
 from emllm.lm import EpisodicLM
+from emllm.models.load import DEFAULT_MODEL, DEFAULT_MODEL_TITLE
 from emllm.reading import ProgressCallback, check_fits, read_tokens
 from emllm.segmentation.threshold import boundary_flags
 
@@ -62,13 +64,20 @@ def segment(
     boundaries = [event.start for event in memory.events()] + memory.closing_boundaries()
     return SegmentedText(
         document=document.name,
-        model=lm.name,
+        model=shown_name(lm.name),
         pieces=pieces,
         surprise=surprise,
         threshold=_threshold(surprise, memory.config),
         boundaries=boundaries,
         settings=plain_settings(memory.config),
     )
+
+
+def shown_name(name: str) -> str:
+    """A model's name for readers: what the default is, and of a folder or file not the whole path."""
+    if name == DEFAULT_MODEL:
+        return DEFAULT_MODEL_TITLE
+    return Path(name).name if Path(name).exists() else name
 
 
 def tokens_and_pieces(tokenizer: Any, text: str) -> tuple[list[int], list[str]]:

