@@ -1,8 +1,9 @@
 """Giving a loaded model a memory's attention, and taking it back without a trace.
 
 Three public means: rotary modules that answer "no rotation", an attention function registered under
-our own name, and two hooks around the causal language model. All of them belong to one model object;
-`Attachment.detach` puts back what was there. This module does not know how a memory attends.
+our own name, and two hooks around the causal language model. Layers need not turn by such an answer
+(`own_rotation`). All of it belongs to one model object; `Attachment.detach` puts back what was there. This
+module does not know how a memory attends.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from emllm.attention.geometry import ModelGeometry
 from emllm.errors import InputError, ModelError, UnsupportedModelError
 from emllm.models.attention import ATTENTION_NAME, register
 from emllm.models.cache import EpisodicCache, Memory
+from emllm.models.own_rotation import left_out
 from emllm.models.rotary_modules import IdentityRotary, rotary_modules
 from emllm.models.self_check import (
     Pass,
@@ -111,6 +113,7 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     hooks = _Hooks(model)
     undo.callback(model.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
     undo.callback(model.register_forward_hook(hooks.after, with_kwargs=True).remove)
+    undo.enter_context(left_out(model))
     replay = ReplayMemory(recorded)
     try:
         model(token_ids, past_key_values=EpisodicCache([replay], num_layers=len(recorded.layers)))
