@@ -92,8 +92,7 @@ def with_needles(text: str, num_needles: int, *, seed: str) -> tuple[str, list[N
         drawn = [varied_fact(random) for _ in range(_NUM_DRAWN)]
         facts.append(next((fact for fact in drawn if _is_new(fact, known)), drawn[0]))
     for number, fact in enumerate(facts, start=1):
-        depth = 100 * number / (num_needles + 1)
-        text = planted(_BETWEEN.split(text), fact.sentence, depth=depth)
+        text = planted(_BETWEEN.split(text), [fact.sentence], [number / (num_needles + 1)])
     needles = []
     for fact in facts:
         start = text.index(fact.sentence) + fact.sentence.index(fact.answers[0])

@@ -68,7 +68,8 @@ class RunWishes:
         if not self.tasks:
             raise ConfigError("an evaluation needs at least one task")
         if self.data is not None and not self.data.is_dir():
-            raise SourceError(f"{self.data}: no such data folder")
+            why = "a file, not a data folder" if self.data.exists() else "no such data folder"
+            raise SourceError(f"{self.data}: {why}")
         for row in self.rows:
             row.config(self.settings)
         for task in self.tasks:

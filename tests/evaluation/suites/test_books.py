@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emllm.errors import ConfigError
+from emllm.errors import ConfigError, SourceError
 from emllm.evaluation.suites.books import samples
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import tasks_of
@@ -58,6 +58,11 @@ def test_a_start_or_length_out_of_range_is_refused(needs: SampleNeeds, key: str,
     task = dataclasses.replace(TASK, source={**TASK.source, key: value})
     with pytest.raises(ConfigError, match=f"{key} of books/perplexity"):
         list(samples(task, dataclasses.replace(needs, lengths=())))
+
+
+def test_books_that_are_all_too_short_are_told_with_the_length(needs: SampleNeeds) -> None:
+    with pytest.raises(SourceError, match=r"^task books/perplexity: no book has 90,000 tokens$"):
+        list(samples(TASK, dataclasses.replace(needs, lengths=(100_000, 90_000))))
 
 
 def test_every_real_book_has_its_first_sixteen_thousand_words(shared_data: Path) -> None:

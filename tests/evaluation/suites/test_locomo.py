@@ -105,7 +105,9 @@ def test_a_conversation_without_questions_of_the_category_is_left_out(own: Sampl
 def test_a_record_that_is_no_conversation_is_told(tmp_path: Path) -> None:
     (tmp_path / "locomo").mkdir()
     (tmp_path / "locomo" / "locomo10.json").write_text('[{"sample_id": "conv-9"}]', "utf-8")
-    with pytest.raises(SourceError, match="conversation conv-9"):
+    with pytest.raises(
+        SourceError, match=r"^task locomo/temporal: conversation conv-9 .* it has no 'conversation'$"
+    ):
         list(samples(TASKS["temporal"], SampleNeeds(tmp_path, words)))
 
 

@@ -53,7 +53,7 @@ def test_a_recipe_that_grows_unevenly_is_fitted_too():
 
 
 def test_a_length_below_the_shortest_sample_is_refused_with_both_numbers():
-    with pytest.raises(ConfigError, match="shortest prompt has 102 tokens, the length leaves 50"):
+    with pytest.raises(ConfigError, match="shortest prompt has 102 tokens, 52 more than this length leaves"):
         fitted(recipe("word " * 100), count_words, tokens=50)
 
 
@@ -78,7 +78,7 @@ def test_a_long_text_is_measured_without_counting_all_of_it_and_within_one_perce
 @given(depth=st.floats(0, 100), lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80))
 def test_a_planted_fact_stands_once_and_within_half_a_piece_of_its_depth(depth, lengths):
     pieces = ["a" * length for length in lengths]
-    text = planted(pieces, "FACT", depth=depth)
+    text = planted(pieces, ["FACT"], [depth / 100])
     assert text.split(" ").count("FACT") == 1
     assert text.replace("FACT", "").split() == pieces
     whole = sum(lengths) + len(lengths)
@@ -87,7 +87,7 @@ def test_a_planted_fact_stands_once_and_within_half_a_piece_of_its_depth(depth, 
 
 @pytest.mark.parametrize("depth", [0.0, 100.0])
 def test_the_ends_of_a_text_are_exact_depths(depth):
-    assert depth_of(planted(["one.", "two.", "three."], "FACT", depth=depth), "FACT") == depth
+    assert depth_of(planted(["one.", "two.", "three."], ["FACT"], [depth / 100]), "FACT") == depth
 
 
 def test_no_word_is_part_of_another():
@@ -142,7 +142,7 @@ def test_without_a_data_folder_the_filler_is_pythons_help_and_goes_round():
 
 
 def test_a_data_folder_without_the_books_is_one_line(tmp_path: Path):
-    with pytest.raises(SourceError, match=r"no texts .* to hide facts in"):
+    with pytest.raises(SourceError, match=r"no \.txt or \.txt\.xz file in"):
         Filler(SampleNeeds(tmp_path, count_words), "books_eval")
 
 

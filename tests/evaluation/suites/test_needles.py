@@ -16,10 +16,10 @@ from emllm.errors import ConfigError
 from emllm.evaluation.metrics import metric
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.suites import samples_function
-from emllm.evaluation.suites.made import prompt_tokens
+from emllm.evaluation.suites.made import planted, prompt_tokens
 from emllm.evaluation.suites.made_names import ADJECTIVES, NOUNS
 from emllm.evaluation.suites.needle_kinds import KINDS, LANDMARKS, NAMES
-from emllm.evaluation.suites.needles import even_depths, most_needles, planted, samples
+from emllm.evaluation.suites.needles import even_depths, most_needles, samples
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task, tasks_of
 

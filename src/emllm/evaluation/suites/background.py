@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 
 from emllm.errors import SourceError
-from emllm.evaluation.suites.files import text_of
+from emllm.evaluation.suites.files import text_names, text_of
 from emllm.evaluation.suites.needs import SampleNeeds
 
 _PIECE_CHARS = 1200
@@ -64,18 +64,7 @@ def book_names(needs: SampleNeeds, folder: str) -> list[str]:
         raise SourceError(
             f"{folder} is a folder of books: it is read from a data folder, none was given (--data DIR)"
         )
-    return _names(needs.data, folder)
-
-
-def _names(data: Path, folder: str) -> list[str]:
-    found = {path.name.removesuffix(".xz") for path in (data / folder).glob("*.txt*") if _is_text(path)}
-    if not found:
-        raise SourceError(f"there is no .txt or .txt.xz file in {data / folder} (--data)")
-    return [f"{folder}/{name}" for name in sorted(found)]
-
-
-def _is_text(path: Path) -> bool:
-    return path.name.endswith((".txt", ".txt.xz"))
+    return text_names(needs.data, folder)
 
 
 class Background:
@@ -83,7 +72,7 @@ class Background:
 
     def __init__(self, data: Path, folder: str, count_tokens: Count) -> None:
         self._needs = SampleNeeds(data, count_tokens)
-        self._names = _names(data, folder)
+        self._names = text_names(data, folder)
         self._texts: dict[int, list[str]] = {}
         self._counted: dict[tuple[int, int], Piece] = {}
 

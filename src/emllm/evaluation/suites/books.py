@@ -38,11 +38,16 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
     for length in lengths:
         if length < 0:
             raise ConfigError(f"lengths of {task.name} must be >= 0, got {length}")
+    num_found = 0
     for title, text in _books(task, needs):
         whole = _Book(text, needs)
         for length in lengths:
             for start in starts if length else (0.0,):
-                yield from _part(title, whole, length=length, start=start)
+                for part in _part(title, whole, length=length, start=start):
+                    num_found += 1
+                    yield part
+    if not num_found:
+        raise SourceError(f"task {task.name}: no book has {min(lengths):,} tokens")
 
 
 class _Book:

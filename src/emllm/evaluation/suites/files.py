@@ -30,6 +30,10 @@ _RECORD_ENDINGS = (".jsonl.xz", ".jsonl", ".json", ".json.xz")
 _TEXT_ENDINGS = (".txt.xz", ".txt")
 
 
+class NoSuchFileError(SourceError):
+    """A file that the data folder does not have."""
+
+
 def records(task: Task, needs: SampleNeeds) -> Iterator[dict[str, Any]]:
     """The records of a task's source, in the order of the file or the data set.
 
@@ -67,6 +71,20 @@ def text_of(needs: SampleNeeds, name: str) -> str:
         raise SourceError(f"{path}: cannot be read: {error}") from error
 
 
+def text_names(data: Path, folder: str) -> list[str]:
+    """The texts of a subfolder of the data folder, as `text_of` wants them named.
+
+    Raises:
+        SourceError: there is none.
+    """
+    found = {
+        path.name.removesuffix(".xz") for end in _TEXT_ENDINGS for path in (data / folder).glob(f"*{end}")
+    }
+    if not found:
+        raise SourceError(f"there is no .txt or .txt.xz file in {data / folder} (--data)")
+    return [f"{folder}/{name}" for name in sorted(found)]
+
+
 def require(task: Task, record: Mapping[str, Any], *names: str) -> None:
     """A check that a record has these fields.
 
@@ -79,6 +97,11 @@ def require(task: Task, record: Mapping[str, Any], *names: str) -> None:
         raise SourceError(f"task {task.name}: record {which} has no {', '.join(missing)}")
 
 
+def lacking(error: KeyError | TypeError | AttributeError) -> str:
+    """What is wrong with a record, in words."""
+    return f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
+
+
 def _found(folder: Path, names: list[str], endings: tuple[str, ...]) -> Path:
     """The first file of these names that is in the folder, with any of the endings."""
     if not folder.is_dir():
@@ -88,7 +111,7 @@ def _found(folder: Path, names: list[str], endings: tuple[str, ...]) -> Path:
             path = folder / (_stem(name, endings) + ending)
             if path.is_file():
                 return path
-    raise SourceError(f"there is no {' or '.join(names)} in the data folder {folder} (--data)")
+    raise NoSuchFileError(f"there is no {' or '.join(names)} in the data folder {folder} (--data)")
 
 
 def _stem(name: str, endings: tuple[str, ...]) -> str:

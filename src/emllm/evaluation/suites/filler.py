@@ -9,11 +9,9 @@ know what is hidden.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from textwrap import wrap
 
-from emllm.errors import SourceError
-from emllm.evaluation.suites.files import text_of
+from emllm.evaluation.suites.files import text_names, text_of
 from emllm.evaluation.suites.needs import SampleNeeds
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -46,7 +44,7 @@ class Filler:
             self._titles = _help_titles()
         else:
             self.name = folder
-            self._titles = [f"{folder}/{path.name}" for path in _texts_in(needs.data / folder)]
+            self._titles = text_names(needs.data, folder)
 
     def sentences(self, num_sentences: int, *, first: int) -> list[str]:
         """So many sentences, from the beginning of the text with that number (modulo how many there are)."""
@@ -82,13 +80,6 @@ def _cut(sentence: str) -> list[str]:
     if len(sentence) <= _PIECE_CHARS:
         return [sentence]
     return wrap(sentence, _PIECE_CHARS, break_long_words=False, break_on_hyphens=False)
-
-
-def _texts_in(folder: Path) -> list[Path]:
-    found = [*folder.glob("*.txt"), *folder.glob("*.txt.xz")] if folder.is_dir() else []
-    if not found:
-        raise SourceError(f"there are no texts (.txt, .txt.xz) to hide facts in in {folder} (--data)")
-    return sorted(found)
 
 
 def _help_titles() -> list[str]:

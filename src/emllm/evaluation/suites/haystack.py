@@ -109,7 +109,7 @@ def _needle_samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
                 (fact for fact in facts if not any(answer.lower() in whole for answer in fact.answers)),
                 facts[0],
             )
-            text = planted(sentences, fact.sentence, depth=depth)
+            text = planted(sentences, [fact.sentence], [depth / 100])
             return _fact_sample(task, length, index, text, fact, haystack=filler.name)
 
         return Recipe(make, least=4)

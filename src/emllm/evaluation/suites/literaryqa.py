@@ -14,7 +14,7 @@ from typing import Any
 
 from emllm.errors import ConfigError, SourceError
 from emllm.evaluation.samples import Question, Sample
-from emllm.evaluation.suites.files import records, text_of
+from emllm.evaluation.suites.files import lacking, records, text_of
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
 
@@ -56,7 +56,7 @@ def _books(task: Task, needs: SampleNeeds) -> Iterator[Book]:
             book = _book(needs, list(group))
         except (KeyError, TypeError) as error:
             raise SourceError(
-                f"a record of {task.name} is not as the data set has them: {error!r}"
+                f"task {task.name}: a record is not as the data set has them: {lacking(error)}"
             ) from error
         if book.book_id in seen:
             raise SourceError(f"the questions of {book.book_id} must follow one another in {task.name}")
@@ -69,7 +69,7 @@ def _book_id(record: Mapping[str, Any]) -> str:
     document = record.get("document")
     found = document.get("id") if isinstance(document, Mapping) else record.get("narrativeqa_id")
     if not found:
-        raise SourceError(f"a record names no book: {', '.join(sorted(record))}")
+        raise SourceError(f"a record names no book; it has {', '.join(sorted(record))}")
     return str(found)
 
 

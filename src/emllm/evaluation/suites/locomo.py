@@ -16,7 +16,7 @@ from typing import Any
 
 from emllm.errors import SourceError
 from emllm.evaluation.samples import Question, Sample
-from emllm.evaluation.suites.files import records
+from emllm.evaluation.suites.files import lacking, records
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
 
@@ -37,7 +37,8 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
             sample = _sample(task, needs, record)
         except (KeyError, TypeError, AttributeError) as error:
             raise SourceError(
-                f"conversation {record.get('sample_id')} is not as LoCoMo's are: {error!r}"
+                f"task {task.name}: conversation {record.get('sample_id')} is not as LoCoMo's are: "
+                f"{lacking(error)}"
             ) from error
         if sample.questions:
             yield sample

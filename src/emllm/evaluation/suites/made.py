@@ -83,7 +83,8 @@ def fitted(recipe: Recipe, count_tokens: Callable[[str], int], *, tokens: int) -
     least_tokens = low_tokens = prompt_tokens(best, count_tokens)
     if least_tokens > tokens:
         raise ConfigError(
-            f"{best.sample_id}: the shortest prompt has {least_tokens} tokens, the length leaves {tokens}"
+            f"{best.sample_id}: the shortest prompt has {least_tokens} tokens, "
+            f"{least_tokens - tokens} more than this length leaves beside the answer"
         )
     low, high = recipe.least, None if recipe.most is None else recipe.most + 1
     units, step = low + 16, 0
@@ -127,14 +128,33 @@ def random_of(task: Task, needs: SampleNeeds, *what: object) -> Random:
     return Random("/".join(map(str, (needs.seed, task.name, *what))))
 
 
-def planted(pieces: Sequence[str], fact: str, *, depth: float, join: str = " ") -> str:
-    """The pieces joined, with the fact where a piece begins or ends, nearest to that depth."""
-    starts = [0, *accumulate(len(piece) + len(join) for piece in pieces)]
-    wanted = starts[-1] * depth / 100
-    place = bisect_left(starts, wanted)
-    if place > 0 and (place == len(starts) or wanted - starts[place - 1] < starts[place] - wanted):
-        place -= 1
-    return join.join([*pieces[:place], fact, *pieces[place:]])
+def planted(
+    background: Sequence[str], sentences: Sequence[str], depths: Sequence[float], *, is_line: bool = False
+) -> str:
+    """Sentences between the pieces of a background, nearest to their depths, which do not fall.
+
+    Args:
+        background: pieces, of one line where `is_line`.
+        sentences: in the order of the text.
+        depths: from 0 to 1, in characters of the background.
+        is_line: whether each stands on a line of its own.
+    """
+    starts = [0, *accumulate(len(sentence) + 1 for sentence in background)]
+    parts: list[str] = []
+    done = 0
+    for sentence, depth in zip(sentences, depths, strict=True):
+        place = _nearest(starts, depth * starts[-1])
+        parts += [*background[done:place], f"\n{sentence}\n" if is_line else sentence]
+        done = place
+    text = " ".join([*parts, *background[done:]])
+    return (
+        text.replace(" \n", "\n").replace("\n ", "\n").replace("\n\n", "\n").strip("\n") if is_line else text
+    )
+
+
+def _nearest(starts: Sequence[int], wanted: float) -> int:
+    place = min(bisect_left(starts, wanted), len(starts) - 1)
+    return place - 1 if place and wanted - starts[place - 1] < starts[place] - wanted else place
 
 
 def depth_of(text: str, fact: str) -> float:

@@ -12,15 +12,21 @@ This module does not know what the needles say or how an answer is scored.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from math import ceil
 
 from emllm.errors import ConfigError
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.suites.filler import NOISE, Filler
-from emllm.evaluation.suites.made import EXACT_CHARS, Recipe, depth_facts, fitted, random_of, sample_name
+from emllm.evaluation.suites.made import (
+    EXACT_CHARS,
+    Recipe,
+    depth_facts,
+    fitted,
+    planted,
+    random_of,
+    sample_name,
+)
 from emllm.evaluation.suites.needle_kinds import KINDS, Kind, Needle
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
@@ -174,32 +180,3 @@ class _Text:
             answer_begins=needle.answer_begins,
             facts={**depth_facts(text, needle.sentences), "kind": self._kind},
         )
-
-
-def planted(
-    background: Sequence[str], sentences: Sequence[str], depths: Sequence[float], *, is_line: bool
-) -> str:
-    """Sentences between those of a background, nearest to their depths, which do not fall.
-
-    Args:
-        background: sentences without line breaks.
-        sentences: in the order of the text.
-        depths: from 0 to 1, in characters of the background.
-        is_line: whether each stands on a line of its own.
-    """
-    starts = [0, *accumulate(len(sentence) + 1 for sentence in background)]
-    parts: list[str] = []
-    done = 0
-    for sentence, depth in zip(sentences, depths, strict=True):
-        place = _nearest(starts, depth * starts[-1])
-        parts += [*background[done:place], f"\n{sentence}\n" if is_line else sentence]
-        done = place
-    text = " ".join([*parts, *background[done:]])
-    return (
-        text.replace(" \n", "\n").replace("\n ", "\n").replace("\n\n", "\n").strip("\n") if is_line else text
-    )
-
-
-def _nearest(starts: Sequence[int], wanted: float) -> int:
-    place = min(bisect_left(starts, wanted), len(starts) - 1)
-    return place - 1 if place and wanted - starts[place - 1] < starts[place] - wanted else place

@@ -12,7 +12,7 @@ from typing import Any
 
 from emllm.errors import ConfigError, SourceError
 from emllm.evaluation.samples import Question, Sample
-from emllm.evaluation.suites.files import records
+from emllm.evaluation.suites.files import lacking, records
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
 
@@ -33,7 +33,9 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
         try:
             sample = _sample(task, needs, record, sample_id=f"meeting-{number}")
         except (KeyError, TypeError) as error:
-            raise SourceError(f"meeting {number} is not as QMSum's are: {error!r}") from error
+            raise SourceError(
+                f"task {task.name}: meeting {number} is not as QMSum's are: {lacking(error)}"
+            ) from error
         if sample.questions:
             yield sample
 
