@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from emllm.analysis.segment import shown_name
 from emllm.evaluation.results import FORMAT
 from emllm.lm import EpisodicLM
 
@@ -29,6 +30,7 @@ def surroundings(lm: EpisodicLM) -> dict[str, Any]:
         },
         "code": [code_digest()],
         "model": lm.name,
+        "model_title": shown_name(lm.name),
         "fingerprint": lm.fingerprint,
         "dtype": str(lm.geometry.dtype).removeprefix("torch."),
         "device": str(device),

@@ -159,6 +159,25 @@ def test_a_folder_without_results_is_one_line(tmp_path: Path) -> None:
             write_report([folder], tmp_path / "out")
 
 
+def test_a_run_that_is_not_finished_says_how_many_results_are_there(tmp_path: Path) -> None:
+    about = {"metric": "qa_f1", "suite": "a", "category": "", "answer_tokens": 3, "num_samples": 5}
+    folder = run_folder(tmp_path / "run", planted({("a/one", "full"): [0.5, 0.6]}), tasks={"a/one": about})
+    remark = "run: 2 of 15 results of its tasks and rows are there."
+    assert read_run(folder).remarks == (remark,)
+    shard = run_folder(folder, planted({("a/one", "full"): [0.5]}), tasks={"a/one": about}, shards=2, shard=1)
+    assert read_run(shard).remarks == ("run: 1 of 6 results of its tasks and rows are there.",)
+    (folder / "results.jsonl").unlink()
+    write_report([folder], tmp_path / "out")
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert "results.jsonl is missing: no results are there yet." in written and "0 of 6 results" in written
+
+
+def test_a_model_is_called_by_its_title(tmp_path: Path) -> None:
+    lines = planted({("a/one", "full"): [0.5]})
+    write_report([run_folder(tmp_path / "run", lines, model_title="Some Model")], tmp_path / "out")
+    assert "## Some Model\n" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_what_only_the_page_shows_is_not_announced_elsewhere(report, tmp_path: Path) -> None:
     report(planted({("a/one", "full"): [0.5, 0.6]}))
     assert "on which rows differ most" in (tmp_path / "out" / "report.html").read_text()

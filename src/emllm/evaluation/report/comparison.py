@@ -112,8 +112,9 @@ def _identity(run: RunFolder) -> str:
 def _comparison(runs: list[RunFolder], names: Counter[str], reference: str | None) -> Comparison:
     rows, tasks = _merged(runs, "rows"), _merged(runs, "tasks")
     about = runs[0].about
-    title = str(about["model"])
-    if names[title] > 1:
+    name = str(about["model"])
+    title = str(about.get("model_title") or name)
+    if names[name] > 1:
         fingerprint = json.dumps(about.get("fingerprint"), sort_keys=True)
         title += f" ({about.get('dtype')}, seed {about.get('seed')}, {fingerprint:.60})"
     records: dict[tuple[str, str], list[Record]] = {}

@@ -94,11 +94,18 @@ def read_run(folder: Path) -> RunFolder:
     about = _about(folder / "run.json")
     remarks: list[str] = []
     records = [
-        _record(values, place, about) for values, place in _lines(folder / "results.jsonl", remarks.append)
+        _record(values, place, about)
+        for values, place in _lines(
+            folder / "results.jsonl", remarks.append, without="no results are there yet"
+        )
     ]
     _refuse_twice(folder / "results.jsonl", [(record.task, record.sample, record.row) for record in records])
     costs_file = folder / "costs.jsonl"
-    costs = [_cost(values, place) for values, place in _lines(costs_file, remarks.append, may_miss=True)]
+    costs = [
+        _cost(values, place)
+        for values, place in _lines(costs_file, remarks.append, without="no costs are shown")
+    ]
+    remarks += _missing_results(folder, about, len(records))
     return RunFolder(folder, about, tuple(records), tuple(costs), tuple(remarks))
 
 
@@ -119,12 +126,26 @@ def _about(path: Path) -> dict[str, Any]:
     return about
 
 
+def _missing_results(folder: Path, about: Mapping[str, Any], num_results: int) -> list[str]:
+    """A remark where not every sample of every task has a result of every row."""
+    shards, shard = about.get("shards") or 1, about.get("shard") or 0
+    num_planned = sum(
+        len(range(shard, task.get("num_samples", 0), shards))
+        for task in about["tasks"].values()
+        for row in about["rows"].values()
+        if task.get("metric") != PERPLEXITY or row.get("kind") != "passages"
+    )
+    if num_results >= num_planned:
+        return []
+    return [f"{folder.name}: {num_results:,} of {num_planned:,} results of its tasks and rows are there."]
+
+
 def _lines(
-    path: Path, remark: Callable[[str], None], *, may_miss: bool = False
+    path: Path, remark: Callable[[str], None], *, without: str
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Each line's object, and its place for a message."""
-    if may_miss and not path.exists():
-        remark(f"{path.name} is missing: no costs are shown.")
+    if not path.exists():
+        remark(f"{path.name} is missing: {without}.")
         return
     lines = _bytes(path).split(b"\n")
     for number, line in enumerate(lines, start=1):
