@@ -1,9 +1,8 @@
-"""EpisodicMemory: wires the rooms together, and is the only writer.
+"""EpisodicMemory: the memory of a sequence that knows its documents, its conversation and its home.
 
-One memory is one sequence: an append-only log, the events cut from it, and one layer object per decoder
-layer. A chunk's life: `begin_chunk`, then `attend` once per layer (reads and stages), then `commit`, which
-appends to the log, cuts events and indexes those that left the local window. A chunk that is begun and not
-committed leaves no trace. This module does not know models, tokenizers or files.
+What is read and asked is one sequence of tokens (`memory.sequence`); here are the documents and questions
+that it is made of, and the folder that keeps it, if one does. This module does not know models, tokenizers or
+files.
 """
 
 from __future__ import annotations
@@ -11,29 +10,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.dims import Logits, Surprise, TokenIds
 from emllm.errors import InputError
-from emllm.memory.cutting import EventCutter, PieceOf
-from emllm.memory.events import Event, EventTable
+from emllm.memory.cutting import PieceOf
+from emllm.memory.events import Event
 from emllm.memory.forgetting import Forgotten
-from emllm.memory.indexing import graph_of_span, index_events
-from emllm.memory.layer import MemoryLayer
-from emllm.memory.placing import tiers_for
-from emllm.memory.staging import AttentionOptions, Observer, View
-from emllm.memory.window import WindowLayer
-from emllm.recall.trace import RecallTrace
-from emllm.segmentation.key_graph import KeyGraph
+from emllm.memory.sequence import SequenceMemory
 from emllm.store.contents import DocumentRecord
-from emllm.store.log import LayerShape, Log, Unit
 
 Reader = Callable[["EpisodicMemory", Any, str | None, Any], "list[DocumentRecord]"]
 
@@ -62,8 +53,8 @@ class Home(Protocol):
         ...
 
 
-class EpisodicMemory:
-    """The memory of one sequence of tokens, for one model.
+class EpisodicMemory(SequenceMemory):
+    """The memory of one sequence of documents and questions, for one model.
 
     Args:
         geometry: what the memory must know of the model.
@@ -80,17 +71,8 @@ class EpisodicMemory:
         piece_of: PieceOf | None = None,
         is_stored: bool = False,
     ) -> None:
-        resolved = (config or MemoryConfig()).resolve(
-            trained_tokens=geometry.trained_tokens, num_layers=geometry.num_layers
-        )
-        shapes = layer_shapes(geometry)
-        is_tiered = is_stored or resolved.codec != "exact"
-        self.geometry = geometry
-        self.config = resolved
-        self.piece_of = piece_of
+        super().__init__(geometry, config, piece_of=piece_of, is_stored=is_stored)
         self.documents: list[DocumentRecord] = []
-        #: Spans ``[n, 2]`` of the log that were forgotten.
-        self.holes = np.zeros((0, 2), dtype=np.int64)
         #: Where the conversation stands: `empty`, `opened`, `documents` or `answered`.
         self.dialogue = "empty"
         self._dialogue_before = "empty"
@@ -99,35 +81,6 @@ class EpisodicMemory:
         self.read_tokens = 0
         self.read_seconds = 0.0
         self.home: Home | None = None
-        self._log = Log(shapes, tiers_for(shapes, resolved) if is_tiered else None)
-        self._events = EventTable(resolved.sink_tokens)
-        self._cutter = EventCutter(resolved, piece_of=piece_of)
-        self._layers: list[MemoryLayer | WindowLayer] = [
-            WindowLayer(i, layer)
-            if layer.window_tokens is not None
-            else MemoryLayer(i, layer, resolved, self._events)
-            for i, layer in enumerate(geometry.layers)
-        ]
-        self._pending: Tensor | None = None
-        self._view: View | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """Committed tokens."""
-        return self._log.num_tokens
-
-    @property
-    def num_events(self) -> int:
-        """Events whose end is known."""
-        return len(self._events)
-
-    def token_ids(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
-        """Ids of the tokens in a span of the log."""
-        return self._log.token_ids(start, self.num_tokens if stop is None else stop)
-
-    def surprise(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Surprise of the tokens in a span of the log, in nats; NaN for the first token of all."""
-        return self._log.surprise(start, self.num_tokens if stop is None else stop)
 
     def read(
         self, source: Any, *, name: str | None = None, progress: Callable[[Any], None] | None = None
@@ -150,106 +103,14 @@ class EpisodicMemory:
             raise InputError("this memory has no model to read with; make it with lm.memory()")
         return self.reader(self, source, name, progress)
 
-    def begin_chunk(self, token_ids: TokenIds) -> None:
-        """Announce the tokens that the model is about to compute; drops what was not committed.
-
-        Raises:
-            InputError: there are none.
-        """
-        if len(token_ids) < 1:
-            raise InputError("a chunk needs at least one token, got 0")
-        self.abandon()
-        self._pending = token_ids
-        if any(layer.will_recall(len(token_ids)) for layer in self._memory_layers):
-            self._seal()
-        self._view = self._current_view()
-
-    def abandon(self) -> None:
-        """Forget the chunk that was begun and not committed."""
-        self._pending = None
-        for layer in self._layers:
-            layer.abandon()
-
-    def _current_view(self) -> View:
-        config, num_tokens = self.config, self.num_tokens
-        window_start = max(num_tokens - config.local_tokens, 0)
-        # The local view reaches back to the last recallable event, as far as the recall budget allows.
-        earliest = max(window_start - config.recall_tokens, 0)
-        local_start = min(max(self._events.recallable_stop, earliest), num_tokens)
-        return View(
-            num_tokens=num_tokens,
-            sinks_stop=config.sink_tokens,
-            local_start=local_start,
-            recall_tokens=config.recall_tokens - max(window_start - local_start, 0),
-            sizes=self._events.recallable_sizes(),
-            holes=self.holes,
-        )
-
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        softcap: float | None = None,
-        sink_logits: Tensor | None = None,
-    ) -> Tensor:
-        """Attention of the begun chunk in one layer; reads and stages, so twice is the same as once.
-
-        Args:
-            query: ``[H, T, D]``, before rotation; key and value ``[K, T, D]``.
-            scaling: factor on the logits.
-            softcap: logits become ``softcap * tanh(logits / softcap)``.
-            sink_logits: one logit per head that takes weight and has no value.
-
-        Returns:
-            ``[H, T, D]``, in the dtype of the query.
-        """
-        if self._pending is None or self._view is None or query.shape[1] != len(self._pending):
-            begun = 0 if self._pending is None else len(self._pending)
-            raise InputError(f"attend got {query.shape[1]} tokens, but the chunk that was begun has {begun}")
-        options = AttentionOptions(scaling, softcap, sink_logits)
-        return self._layers[layer_idx].attend(self._log, self._view, query, key, value, options)
-
     @torch.no_grad()
     def commit(self, token_ids: TokenIds, logits: Logits) -> None:
-        """Append the chunk that every layer attended to, cut events, and index those that left the window.
-
-        Args:
-            token_ids: the tokens of the chunk.
-            logits: row t is the prediction made after token t.
-
-        Raises:
-            ModelError: the logits are not finite; nothing is written.
-            InputError: not all layers have attended, or the lengths are not those of the chunk.
-        """
-        staged = [layer.staged for layer in self._layers if layer.staged is not None]
-        if len(staged) < len(self._layers):
-            raise InputError(
-                f"commit needs all {len(self._layers)} layers to have attended, got {len(staged)}"
-            )
-        num_new = staged[0].key.shape[1]
-        if not len(token_ids) == len(logits) == num_new:
-            raise InputError(
-                f"commit got {len(token_ids)} tokens and {len(logits)} rows of logits, "
-                f"but the chunk that was attended has {num_new}"
-            )
-        first = self.num_tokens
-        chunk_surprise = self._cutter.surprise(token_ids, logits, first=first)
-        self._log.append([s.key for s in staged], [s.value for s in staged], token_ids, chunk_surprise)
-        for layer in self._layers:
-            layer.commit()
-        self._pending = None
-        self._events.close(self._boundaries(token_ids, chunk_surprise, logits, first=first))
-        self._release_events()
+        """As in any sequence; where this memory has a home, the chunk is on its way there afterwards."""
+        super().commit(token_ids, logits)
         if self.home is not None:
             self.home.committed(self)
 
-    def _boundaries(
-        self, token_ids: TokenIds, chunk_surprise: Surprise, logits: Logits, *, first: int
-    ) -> list[int]:
+    def _cut(self, token_ids: TokenIds, chunk_surprise: Surprise, logits: Logits, *, first: int) -> list[int]:
         """What the chunk made final; events also end where a document begins and ends."""
         boundaries: list[int] = []
         document = self.document_being_read
@@ -258,7 +119,7 @@ class EpisodicMemory:
             document = None  # these tokens are not of it
         if document is not None and document.start == first:
             boundaries += self._cutter.restart(self._key_graph)
-        boundaries += self._cutter.advance(token_ids, chunk_surprise, logits, self._key_graph, first=first)
+        boundaries += super()._cut(token_ids, chunk_surprise, logits, first=first)
         if document is not None:
             self.documents[-1] = document = dataclasses.replace(document, stop=self.num_tokens)
             if document.stop == document.start + document.num_tokens:
@@ -287,60 +148,61 @@ class EpisodicMemory:
             self.documents.pop()
             self.dialogue = self._dialogue_before
 
-    def _seal(self) -> None:
-        """Encode the units that have left the window; without loss there is no hurry to.
+    def events(self) -> list[Event]:
+        """All events in time order; the last one is still open and may be short."""
+        spans = self._events.spans(0, len(self._events)).tolist()
+        if self._events.open_start < self.num_tokens:
+            spans.append([self._events.open_start, self.num_tokens])
+        known = self.surprise()
+        return [
+            Event(start, stop, mean_surprise(known[start:stop]), self._document_at(start))
+            for start, stop in spans
+        ]
 
-        Done before a context is laid out and not while it lasts, so that one which is rebuilt from its plan
-        holds the same bits.
-        """
-        tiers = self._log.tiers
-        if tiers is None or tiers.is_exact:
-            return
-        for unit_idx, unit in self.units_that_left():
-            pages = tiers.pack(*self._log.raw(unit.start, unit.stop))
-            self._log.settle(unit_idx, tiers.add(pages, unit.stop - unit.start))
+    def event(self, event_idx: int) -> Event:
+        """One closed event by its index."""
+        start, stop = int(self._events.starts[event_idx]), int(self._events.stops[event_idx])
+        return Event(start, stop, mean_surprise(self.surprise(start, stop)), self._document_at(start))
 
-    def units_that_left(self) -> list[tuple[int, Unit]]:
-        """Closed units that are raw, and that nothing asks for exactly any more."""
-        before = min(
-            self._current_view().local_start,
-            self._events.recallable_stop,
-            self._cutter.pending_start,
-            *(one.raw_start(self.num_tokens) for one in self._layers if isinstance(one, WindowLayer)),
-        )
-        units = self._log.units
-        first = next((i for i in range(len(units) - 1, -1, -1) if units[i].sealed is not None), -1) + 1
-        return [(i, units[i]) for i in range(first, len(units)) if units[i].stop <= before]
+    def place(self, token_idx: int) -> tuple[str, float] | None:
+        """The document that a token belongs to, and where in it, from 0 to 1; None between documents."""
+        for document in self.documents:
+            if document.start <= token_idx < document.stop:
+                return document.name, (token_idx - document.start) / (document.stop - document.start)
+        return None
 
-    def _key_graph(self, start: int, stop: int) -> KeyGraph:
-        return graph_of_span(self._log, self.geometry, self.config, start, stop)
+    def texts_from(self, token: int) -> list[tuple[DocumentRecord | None, list[int]]]:
+        """What was read from a token on, and not forgotten: documents, and the tokens between them."""
+        edges = {token, self.num_tokens}
+        edges.update(edge for one in self.documents for edge in (one.start, one.stop) if edge >= token)
+        edges.update(int(edge) for edge in self.holes.reshape(-1) if edge >= token)
+        texts = []
+        for start, stop in pairwise(sorted(edges)):
+            is_hole = any(low <= start < high for low, high in self.holes)
+            document = next((one for one in self.documents if one.start <= start < one.stop), None)
+            if not is_hole:
+                texts.append((document, self.token_ids(start, stop).tolist()))
+        return texts
 
-    def _release_events(self) -> None:
-        """Make recallable, and index, the events that have left the local window."""
-        before, after = self._events.release(self.num_tokens - self.config.local_tokens)
-        ranking = self._ranking_layers
-        if after > before and ranking:
-            spans = self._events.spans(before, after)
-            frontier = self._events.frontier
-            index_events(self._log, ranking, spans, frontier=frontier, dtype=self.geometry.dtype)
+    def _document_at(self, token_idx: int) -> str | None:
+        place = self.place(token_idx)
+        return None if place is None else place[0]
 
-    @property
-    def _memory_layers(self) -> list[MemoryLayer]:
-        return [layer for layer in self._layers if isinstance(layer, MemoryLayer)]
+    def fork(self) -> Self:
+        """A memory that begins with everything in this one; what either goes on to read stays its own."""
+        child = super().fork()
+        child.documents = list(self.documents)
+        child.home = None
+        child.dialogue, child.reader = self.dialogue, self.reader
+        child._dialogue_before = self._dialogue_before
+        child.read_tokens, child.read_seconds = self.read_tokens, self.read_seconds
+        return child
 
-    @property
-    def _ranking_layers(self) -> list[MemoryLayer]:
-        return [layer for layer in self._memory_layers if layer.has_index]
-
-    @property
-    def num_representatives(self) -> int:
-        """Keys that stand for an event in the index."""
-        return self.config.representatives if self.config.event_key == "spread" else 1
-
-    def rest(self) -> None:
-        """Give back what is there for the next token only: an idle fork costs no more than its own tokens."""
-        for layer in self._memory_layers:
-            layer.rest()
+    def become(self, other: EpisodicMemory) -> None:
+        """Be another memory of the same model and settings from now on, for the same reader."""
+        reader = self.reader
+        self.__dict__.update(other.__dict__)
+        self.reader = reader
 
     def flush(self) -> None:
         """Make what was committed durable, where this memory has a home; it happens by itself at chunks.
@@ -384,115 +246,11 @@ class EpisodicMemory:
             raise InputError("only a memory in a folder can forget a document; this one lives in RAM")
         return self.home.forget(self, name)
 
-    def become(self, other: EpisodicMemory) -> None:
-        """Be another memory of the same model and settings from now on, for the same reader."""
-        reader = self.reader
-        self.__dict__.update(other.__dict__)
-        self.reader = reader
-
     def __enter__(self) -> EpisodicMemory:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def fork(self) -> EpisodicMemory:
-        """A memory that begins with everything in this one; what either goes on to read stays its own."""
-        child = object.__new__(EpisodicMemory)
-        child.geometry, child.config = self.geometry, self.config
-        child.piece_of = self.piece_of
-        child.documents = list(self.documents)
-        child.holes = self.holes
-        child.home = None
-        child.dialogue, child.reader = self.dialogue, self.reader
-        child._dialogue_before = self._dialogue_before
-        child.read_tokens, child.read_seconds = self.read_tokens, self.read_seconds
-        child._log = self._log.fork()
-        child._events = self._events.copy()
-        child._cutter = self._cutter.fork()
-        child._layers = [layer.fork(child._events) for layer in self._layers]
-        child._pending = child._view = None
-        return child
-
-    def events(self) -> list[Event]:
-        """All events in time order; the last one is still open and may be short."""
-        spans = self._events.spans(0, len(self._events)).tolist()
-        if self._events.open_start < self.num_tokens:
-            spans.append([self._events.open_start, self.num_tokens])
-        known = self.surprise()
-        return [
-            Event(start, stop, mean_surprise(known[start:stop]), self._document_at(start))
-            for start, stop in spans
-        ]
-
-    @property
-    def is_selective(self) -> bool:
-        """Whether events have left the local window that cannot all be recalled at once."""
-        view = self._current_view()
-        ranked = any(layer.has_index for layer in self._memory_layers)
-        return ranked and int(view.sizes.sum()) > view.recall_tokens
-
-    def recallable_spans(self) -> NDArray[np.int64]:
-        """Spans ``[n, 2]`` of the events that have left the local window, in time order."""
-        return self._events.spans(0, self._events.num_recallable)
-
-    def closing_boundaries(self) -> list[int]:
-        """Boundaries after the last closed event, as if the text ended here; changes nothing."""
-        return self._cutter.closing(self._key_graph)
-
-    def event(self, event_idx: int) -> Event:
-        """One closed event by its index."""
-        start, stop = int(self._events.starts[event_idx]), int(self._events.stops[event_idx])
-        return Event(start, stop, mean_surprise(self.surprise(start, stop)), self._document_at(start))
-
-    def place(self, token_idx: int) -> tuple[str, float] | None:
-        """The document that a token belongs to, and where in it, from 0 to 1; None between documents."""
-        for document in self.documents:
-            if document.start <= token_idx < document.stop:
-                return document.name, (token_idx - document.start) / (document.stop - document.start)
-        return None
-
-    def texts_from(self, token: int) -> list[tuple[DocumentRecord | None, list[int]]]:
-        """What was read from a token on, and not forgotten: documents, and the tokens between them."""
-        edges = {token, self.num_tokens}
-        edges.update(edge for one in self.documents for edge in (one.start, one.stop) if edge >= token)
-        edges.update(int(edge) for edge in self.holes.reshape(-1) if edge >= token)
-        texts = []
-        for start, stop in pairwise(sorted(edges)):
-            is_hole = any(low <= start < high for low, high in self.holes)
-            document = next((one for one in self.documents if one.start <= start < one.stop), None)
-            if not is_hole:
-                texts.append((document, self.token_ids(start, stop).tolist()))
-        return texts
-
-    def _document_at(self, token_idx: int) -> str | None:
-        place = self.place(token_idx)
-        return None if place is None else place[0]
-
-    def trace_recall(self, trace: RecallTrace | None = None) -> RecallTrace:
-        """Record what is recalled from now on, over all layers, in a new trace or in one that is given."""
-        trace = RecallTrace() if trace is None else trace
-        for layer in self._memory_layers:
-            layer.trace = trace
-        return trace
-
-    def end_trace(self) -> None:
-        """Record no more."""
-        for layer in self._memory_layers:
-            layer.trace = None
-
-    def observe_recall(self, observer: Observer | None) -> None:
-        """Show an observer every recall that ranks events, layer by layer; None ends it. Forks have none."""
-        for layer in self._memory_layers:
-            layer.observer = observer
-
-
-def layer_shapes(geometry: ModelGeometry) -> list[LayerShape]:
-    """What a log must know of each layer."""
-    return [
-        LayerShape(layer.num_kv_heads, layer.head_dim, layer.value_dim, geometry.dtype, layer.device)
-        for layer in geometry.layers
-    ]
 
 
 def mean_surprise(values: NDArray[np.float32]) -> float:

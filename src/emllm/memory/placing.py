@@ -1,4 +1,4 @@
-"""How much room the tiers of a memory get: what the settings say, or a share of what is free.
+"""What a memory holds of each layer, and how much room its tiers get: as set, or a share of what is free.
 
 This module does not know what lies in them.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig, ResolvedConfig
 from emllm.machine import free_ram_bytes
 from emllm.store.slabs import LayerShape
@@ -18,6 +19,14 @@ from emllm.store.tiers import Tiers
 MOST_ON_CPU = 1 << 30
 MOST_ON_GPU = 8 << 30
 MOST_IN_HOST = 16 << 30
+
+
+def layer_shapes(geometry: ModelGeometry) -> list[LayerShape]:
+    """What a log must know of each layer."""
+    return [
+        LayerShape(layer.num_kv_heads, layer.head_dim, layer.value_dim, geometry.dtype, layer.device)
+        for layer in geometry.layers
+    ]
 
 
 def chosen(config: MemoryConfig, *, on_gpu: bool, device_free: int, ram_free: int) -> tuple[int, int]:

@@ -14,9 +14,10 @@ from emllm.attention.geometry import ModelGeometry
 from emllm.config import ASKING, PLACEMENT, MemoryConfig, ResolvedConfig
 from emllm.errors import ConfigError, StoreError
 from emllm.memory.cutting import PieceOf
-from emllm.memory.episodic import EpisodicMemory, layer_shapes
+from emllm.memory.episodic import EpisodicMemory
 from emllm.memory.forgetting import Forgotten
 from emllm.memory.home import FolderHome, load
+from emllm.memory.placing import layer_shapes
 from emllm.store.folder import MemoryFolder, is_memory
 from emllm.store.maintenance import verify
 from emllm.store.sizes import PAGE_TOKENS
