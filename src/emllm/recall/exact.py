@@ -38,10 +38,12 @@ def event_mass(
     """
     num_tokens = int(sizes.sum())
     blocks = [(start, min(start + BLOCK_TOKENS, num_tokens)) for start in range(0, num_tokens, BLOCK_TOKENS)]
-    logits = []
+    logits: list[Tensor] = []
+    grouped = query
     for start, stop in blocks:
         keys = keys_of(start, stop)
-        grouped = (query * scaling).to(keys.dtype).reshape(len(keys), -1, keys.shape[-1])
+        if not logits:
+            grouped = (query * scaling).to(keys.dtype).reshape(len(keys), -1, keys.shape[-1])
         logits.append(torch.matmul(grouped, keys.transpose(1, 2)).float())
     shares = torch.softmax(torch.cat(logits, dim=-1), dim=-1)
     event_idx = torch.repeat_interleave(
