@@ -123,6 +123,7 @@ class Tiers:
         self._num_pages = 0
         self._firsts: list[int] = []
         self._units: weakref.WeakValueDictionary[int, Sealed] = weakref.WeakValueDictionary()
+        #: Its threads end with the last memory that uses these tiers: forks may outlive the memory's home.
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="emllm-pages")
 
     def num_pages(self, num_tokens: int) -> int:
@@ -214,7 +215,3 @@ class Tiers:
                 one.result()
         if not is_sorted:
             out[order] = target
-
-    def close(self) -> None:
-        """Let the reading threads go."""
-        self._readers.shutdown(wait=True)
