@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +36,7 @@ from emllm.reading import ProgressCallback, ReadProgress, check_fits, read_token
 from emllm.recall.trace import RecallTrace
 from emllm.recollecting import Asking
 from emllm.store.contents import DocumentRecord
-from emllm.store.maintenance import clone, swap
+from emllm.store.renewing import renewed
 
 #: What `EpisodicMemory.read` takes: a path to a file or folder, or text (a `str`), or a document.
 Source = Path | str | Document
@@ -238,7 +237,7 @@ class EpisodicLM:
     ) -> list[DocumentRecord]:
         """Compute anew what a stored memory holds from a token on, without what was forgotten.
 
-        Works on a copy beside it that takes its place when all is read; interrupted, the memory is as it was.
+        Works on a copy beside it, which the memory becomes when all is read; interrupted, it is as it was.
 
         Args:
             token: where a document begins, or began before it was forgotten.
@@ -249,12 +248,7 @@ class EpisodicLM:
         Raises:
             StoreError: the folder is in use, damaged or of another model, or the disk is full.
         """
-        path = Path(path)
-        building = path.with_name(f"{path.name}.reread")
-        with suppress(FileNotFoundError):
-            shutil.rmtree(building)
-        clone(path, building)
-        try:
+        with renewed(Path(path)) as building:
             with self.memory(building, read_only=True) as old:
                 texts = old.texts_from(token)
             truncate(building, token)
@@ -271,9 +265,6 @@ class EpisodicLM:
                     cache = self.cache(memory)
                     counted = progress if document is None else _counted(memory, progress)
                     read_tokens(self.model, cache, token_ids, chunk_tokens=chunk, progress=counted)
-            swap(building, path)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
         return [document for document, _ in texts if document is not None]
 
     def _open(self, memory: EpisodicMemory) -> None:

@@ -82,8 +82,7 @@ def copy(
     """Copy a memory; every byte is checked on the way."""
     from emllm.store.maintenance import copy, describe
 
-    existing(mem)
-    check_new(to)
+    check_new(to, existing(mem).contents)
     with bytes_done(f"copying {mem.name}") as progress:
         copy(mem, to, progress)
     num_bytes = describe(to).num_bytes

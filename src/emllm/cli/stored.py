@@ -150,8 +150,11 @@ def opened_memory(
             yield lm, memory
 
 
-def check_new(path: Path) -> None:
+def check_new(path: Path, contents: Contents | None = None) -> None:
     """Refuse a place where no new memory can be made.
+
+    Args:
+        contents: of the memory that is copied there; what an interrupted attempt left is no obstacle.
 
     Raises:
         InputError: the folder above is missing or cannot be written.
@@ -165,4 +168,4 @@ def check_new(path: Path) -> None:
     if os.path.lexists(path):
         from emllm.store.folder import refuse_foreign
 
-        refuse_foreign(path)
+        refuse_foreign(path, contents=contents)

@@ -9,6 +9,7 @@ Needs no model. This module does not know how a memory goes on afterwards.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from emllm.errors import InputError, StoreError
 from emllm.segmentation.baselines import SentenceStarts
-from emllm.store import maintenance
+from emllm.store import erasing, maintenance
 from emllm.store.codecs import make_codec
 from emllm.store.contents import Change, DocumentRecord
 from emllm.store.files import FileRecord
@@ -51,19 +52,28 @@ def forget(path: Path | str, name: str) -> Forgotten:
 
     Raises:
         InputError: the memory holds no document of that name.
-        StoreError: somebody has it open, or the disk fails; then nothing was forgotten.
+        StoreError: somebody has it open, or the disk fails. Then either nothing was forgotten, or all of it
+            was and its bytes may still be on the disk: the same call again ends that.
     """
     with MemoryFolder.open(path, writable=True) as folder:
         documents = folder.contents.documents
         found = [document for document in documents if document.name == name]
-        if not found:
+        begun = erasing.note(folder)
+        if not found and (begun is None or begun.get("name") != _digest(folder, name)):
             names = ", ".join(document.name for document in documents) or "none"
             raise InputError(f"{path}: holds no document {name!r}; its documents are: {names}")
         with folder.exclusive():
-            num_events = _Surgery(folder, found[-1]).run()
-            folder.catalogue.scrub()
-        later = [document.name for document in documents if document.start >= found[-1].stop]
-        return Forgotten(found[-1].stop - found[-1].start, num_events, later)
+            erasing.finish(folder)
+            if found:
+                begun = _Surgery(folder, found[-1]).run()
+        assert begun is not None
+        later = [document.name for document in documents if document.start >= begun["stop"]]
+        return Forgotten(begun["stop"] - begun["start"], begun["events"], later)
+
+
+def _digest(folder: MemoryFolder, name: str) -> str:
+    """By what a memory knows the name of a document that it must not keep."""
+    return hashlib.sha256(f"{folder.catalogue.header['uuid']} {name}".encode()).hexdigest()
 
 
 def compact(path: Path | str) -> tuple[int, int]:
@@ -74,6 +84,7 @@ def compact(path: Path | str) -> tuple[int, int]:
     """
     before = maintenance.describe(path).num_bytes
     with MemoryFolder.open(path, writable=True) as folder, folder.exclusive():
+        erasing.finish(folder)
         folder.sweep()
         folder.catalogue.scrub()
     return before, maintenance.describe(path).num_bytes
@@ -97,8 +108,8 @@ class _Surgery:
         self._is_gone = (events[:, 0] >= self._start) & (events[:, 1] <= self._stop)
         self._holes = [*contents.state["holes"], [self._start, self._stop]]
 
-    def run(self) -> int:
-        """Rewrite the files that hold any of it; the number of events that are gone."""
+    def run(self) -> dict[str, Any]:
+        """Rewrite the files that hold any of it; what is noted of it until nothing of it is left."""
         contents = self._folder.contents
         state = self._state(contents.state)
         new: list[FileRecord] = []
@@ -117,7 +128,11 @@ class _Surgery:
                     state["state_file"] = rewritten.name
         rest = np.flatnonzero(self._is_gone)
         first = int(rest[0]) if len(rest) else len(contents.events)
-        self._folder.commit(
+        num_events = int(self._is_gone.sum())
+        name = _digest(self._folder, self._document.name)
+        note = {"name": name, "start": self._start, "stop": self._stop, "events": num_events}
+        erasing.erase(
+            self._folder,
             Change(
                 num_tokens=contents.num_tokens,
                 new_files=new,
@@ -127,9 +142,10 @@ class _Surgery:
                 documents=[one for one in contents.documents if one is not self._document],
                 state=state,
                 events_replaced=True,
-            )
+            ),
+            note,
         )
-        return int(self._is_gone.sum())
+        return note
 
     def _rewrite(self, record: FileRecord, gone: NDArray[np.bool_], *, is_state: bool) -> FileRecord:
         file = self._folder.file(record)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emllm.errors import StoreError
 from emllm.memory.forgetting import Forgotten, forget
 from emllm.memory.snapshot import (
     add_event_keys,
@@ -93,6 +94,7 @@ class FolderHome:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="emllm-writer")
         self._writing: tuple[_Job, Future[tuple[dict[int, FileRecord], FileRecord]]] | None = None
         self._durable_tokens = 0
+        self._is_closed = False
 
     @property
     def durable_tokens(self) -> int:
@@ -145,6 +147,8 @@ class FolderHome:
 
     def _begin(self, memory: EpisodicMemory) -> None:
         """Hand what is new to the writer, once it is done with what came before."""
+        if self._is_closed:
+            raise StoreError(f"{self._folder.path}: is closed; open it again")
         self._finish(memory)
         job = self._job(memory)
         self._writing = job, self._writer.submit(self._write, job)
@@ -262,7 +266,11 @@ class FolderHome:
         return verify(self._folder.path)
 
     def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
-        """Forget a document; the memory is read anew from what is left."""
+        """Forget a document; the memory is read anew from what is left.
+
+        Raises:
+            StoreError: see `emllm.memory.forgetting.forget`; a memory that cannot be read anew is closed.
+        """
         self.flush(memory)
         path = self._folder.path
         self.close()
@@ -275,6 +283,7 @@ class FolderHome:
 
     def close(self) -> None:
         """Let go of the folder; what was not flushed is lost."""
+        self._is_closed = True
         self._writer.shutdown(wait=True)
         self._folder.close()
 

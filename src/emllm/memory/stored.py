@@ -18,6 +18,7 @@ from emllm.memory.episodic import EpisodicMemory
 from emllm.memory.forgetting import Forgotten
 from emllm.memory.home import FolderHome, load
 from emllm.memory.placing import layer_shapes
+from emllm.store import erasing
 from emllm.store.folder import MemoryFolder, is_memory
 from emllm.store.maintenance import verify
 from emllm.store.sizes import PAGE_TOKENS
@@ -86,6 +87,7 @@ def _restored(
         load(folder, memory)
         memory.home = ReadOnlyHome(folder)
     else:
+        erasing.resume(folder)
         home.settle(memory)
     return memory
 

@@ -113,13 +113,17 @@ class Catalogue:
         return dict(self._header)
 
     def set_header(self, **changes: Any) -> None:
-        """Changes keys of the header, in a transaction of its own."""
+        """Changes keys of the header, in a transaction of its own; None takes one out."""
         if "format_version" in changes:
             raise ValueError("format_version is not for callers to change")
-        header = {**self._header, **changes}
+        header = self._header_with(changes)
         with self._transaction() as connection:
             rows.write_entry(connection, "header", header)
         self._header = header
+
+    def _header_with(self, changes: dict[str, Any]) -> dict[str, Any]:
+        changed = {**self._header, **changes}
+        return {name: value for name, value in changed.items() if value is not None or name not in changes}
 
     def load(self) -> Contents:
         """Everything, of one moment.
@@ -154,7 +158,10 @@ class Catalogue:
                 rows.write_documents(connection, change.documents)
             rows.write_entry(connection, "state", change.state)
             rows.write_counts(connection, num_tokens=change.num_tokens, num_events=num_events)
-        self._num_events = num_events
+            header = self._header_with(change.header or {})
+            if change.header:
+                rows.write_entry(connection, "header", header)
+        self._num_events, self._header = num_events, header
 
     def scrub(self) -> None:
         """Rewrite the database, so that nothing that was deleted is left in it."""
@@ -163,7 +170,8 @@ class Catalogue:
             self._is_sealed = False
             disk.step("vacuum", self._path)
             self._connection.execute("VACUUM")
-            disk.checkpoint(self._connection, self._path)
+            if not disk.checkpoint(self._connection, self._path):
+                raise StoreError(f"{self._path}: is being read, so that what was deleted stays in its log")
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the catalogue itself, one line each."""

@@ -77,6 +77,7 @@ class Change:
         documents: all of them, or None where they stay as they are.
         state: of the memory, as JSON.
         events_replaced: events from `first_new_event` on make way for the new ones.
+        header: keys of the header that change with it; None takes one out.
     """
 
     num_tokens: int
@@ -87,6 +88,7 @@ class Change:
     documents: Sequence[DocumentRecord] | None
     state: dict[str, Any]
     events_replaced: bool = False
+    header: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

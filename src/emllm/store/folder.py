@@ -219,6 +219,22 @@ class MemoryFolder:
         named = {record.name for record in self.contents.files} | self._added
         return self._delete([name for name in leftovers(self.path) if name not in named])
 
+    def sweep_for_good(self) -> None:
+        """`sweep`, and nothing of it may come back; under `exclusive` only.
+
+        Raises:
+            StoreError: a file cannot be deleted.
+        """
+        assert self._is_alone
+        named = {record.name for record in self.contents.files} | self._added
+        for name in leftovers(self.path):
+            if name not in named:
+                with disk.translated("delete", self.path / name):
+                    disk.unlink(self.path / name)
+        for kind in KINDS.values():
+            with disk.translated("write", self.path / kind):
+                disk.sync_folder(self.path / kind)
+
     def close(self) -> None:
         """Ends the use; a writer leaves a sealed catalogue behind."""
         for file in self._files.values():

@@ -18,18 +18,22 @@ from emllm.errors import StoreError
 from emllm.store import disk, locks
 from emllm.store.catalogue import Catalogue
 from emllm.store.contents import Contents, DocumentRecord
+from emllm.store.disk import TEMPORARY_SUFFIX
+from emllm.store.erasing import ERASING
 from emllm.store.files import TensorFile
 from emllm.store.folder import (
     CATALOGUE,
     READERS_LOCK,
     WRITER_LOCK,
     MemoryFolder,
+    is_memory,
     leftovers,
     prepare,
     refuse_foreign,
     refuse_links,
 )
 from emllm.store.record import KINDS, FileRecord
+from emllm.store.seal import seal_path
 
 #: Told bytes done and bytes in all.
 Progress = Callable[[int, int], None]
@@ -121,22 +125,7 @@ def clone(path: Path | str, to: Path | str, progress: Progress | None = None) ->
         header = folder.catalogue.header
         header.pop("created", None)
         header.update(uuid=uuid.uuid4().hex, parent=header["uuid"])
-        _transfer(folder, Path(to), header, _link_file, progress)
-
-
-def swap(new: Path | str, old: Path | str) -> None:
-    """Put one memory in the place of another, which is deleted; both are closed.
-
-    Interrupted between the two renames, the old one is found beside its place under the name `.old`.
-    """
-    new, old = Path(new), Path(old)
-    aside = old.with_name(f"{old.name}.old")
-    disk.step("rename", aside)
-    os.rename(old, aside)
-    disk.step("rename", old)
-    os.rename(new, old)
-    disk.sync_folder(old.parent)
-    shutil.rmtree(aside)
+        _transfer(folder, Path(to), header, link_file, progress)
 
 
 def _verify_files(path: Path, records: list[FileRecord], progress: Progress | None) -> list[str]:
@@ -179,8 +168,10 @@ def _transfer(
     contents = folder.contents
     total = sum(record.num_bytes for record in contents.files)
     done = 0
-    refuse_foreign(to)  # before the part that takes everything back
+    refuse_foreign(to, contents=contents)  # before the part that takes everything back
+    header.pop(ERASING, None)  # nothing of it is carried over
     try:
+        _clear(to, contents)  # what an attempt that was killed left
         prepare(to)
         with disk.translated("write", to):
             for record in contents.files:
@@ -192,7 +183,7 @@ def _transfer(
                 disk.sync_folder(to / kind)
         MemoryFolder.create(to, header, contents).close()
     except Exception:
-        _undo(to, contents)
+        _undo(to, contents, header)
         raise
 
 
@@ -205,7 +196,8 @@ def _copy_file(folder: MemoryFolder, record: FileRecord, to: Path) -> None:
         raise StoreError(f"{folder.path / record.name}: cannot be copied: {problem}")
 
 
-def _link_file(folder: MemoryFolder, record: FileRecord, to: Path) -> None:
+def link_file(folder: MemoryFolder, record: FileRecord, to: Path) -> None:
+    """Give a data file a second name in another memory's folder; a copy where that cannot be."""
     source = folder.file(record)
     _ = source.names
     source.close()
@@ -219,16 +211,39 @@ def _copy_bytes(path: Path, to: Path) -> None:
     shutil.copyfile(path, to, follow_symlinks=False)
 
 
-def _undo(to: Path, contents: Contents) -> None:
+def _undo(to: Path, contents: Contents, header: dict[str, Any]) -> None:
     """Takes back a transfer that failed; only what it wrote, so that nothing else is lost."""
-    if (to / CATALOGUE).exists():
-        return
-    for name in [*(record.name for record in contents.files), WRITER_LOCK, READERS_LOCK]:
-        with suppress(OSError):
-            (to / name).unlink(missing_ok=True)
+    if is_memory(to):
+        try:
+            with MemoryFolder.open(to) as made:
+                is_ours = made.catalogue.header["uuid"] == header["uuid"]
+        except StoreError:
+            is_ours = False
+        if not is_ours:
+            return
+    for suffix in ("", "-wal", "-shm"):
+        _unlink(to / f"{CATALOGUE}{suffix}")
+    _unlink(seal_path(to / CATALOGUE))
+    _clear(to, contents)
+    for name in (WRITER_LOCK, READERS_LOCK):
+        _unlink(to / name)
     for folder in (*(to / kind for kind in KINDS.values()), to):
         with suppress(OSError):
             folder.rmdir()
+
+
+def _clear(to: Path, contents: Contents) -> None:
+    """Takes away files that a transfer writes; whole ones, and temporary ones of one that was killed."""
+    names = [record.name for record in contents.files]
+    if to.is_dir():
+        names += [name for name in leftovers(to) if name.endswith(TEMPORARY_SUFFIX)]
+    for name in names:
+        _unlink(to / name)
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _bytes_on_disk(path: Path) -> int:
