@@ -234,6 +234,7 @@ class TestCopyAndCompact:
         stray.write_bytes(bytes(10_000))
         result = as_json(run("memory", "compact", memory, "--json"))
         assert result["bytes"] <= result["bytes_before"] - 10_000 and not stray.exists()
+        assert 0 < result["files"] <= result["files_before"]
         assert "less than before" in run("memory", "compact", memory).out
         assert run("memory", "verify", memory).code == 0
 

@@ -1,4 +1,4 @@
-"""A stored memory under any sequence of calls is, bit for bit, the one in RAM that got the same chunks."""
+"""A stored memory under any sequence of calls is, bit for bit, one that got the same chunks undisturbed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.support.driven_memory import Tape, event_spans, geometry, random_tape, read
 from tests.support.memory_cases import HYBRID, assert_same_bits, configs, index_of, log_of
 from tests.support.torture import habits_of
@@ -21,8 +21,10 @@ from emllm.attention.geometry import ModelGeometry
 from emllm.config import CODECS, MemoryConfig
 from emllm.errors import StoreError
 from emllm.memory import EpisodicMemory
+from emllm.memory.compacting import compact
+from emllm.memory.home import FolderHome
 from emllm.memory.stored import open_memory
-from emllm.store import maintenance
+from emllm.store import disk, maintenance
 from emllm.store.catalogue import DocumentRecord
 
 TAPE_TOKENS = 1200
@@ -33,11 +35,17 @@ chunks = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, LONGEST]))
 budgets = st.sampled_from([0, 0, 1 << 20])
 
 
+class Died(BaseException):
+    """The process is no more; nothing tidies up."""
+
+
 class StoredMemory(RuleBasedStateMachine):
     """Two memories side by side, and forks of both that go on apart.
 
-    Nothing here knows a right answer, only that it never depends on where tokens lie, or on who opened and
-    closed a folder in between.
+    Nothing here knows a right answer, only that it never depends on where tokens lie, on who opened and
+    closed a folder in between, or on processes that died. The undisturbed one lives in RAM; once something
+    was forgotten, which only a memory in a folder can do, it is a copy of that folder that stays open. After
+    a death it is made anew from what was done before, as far as that was durable.
     """
 
     def __init__(self) -> None:
@@ -45,7 +53,11 @@ class StoredMemory(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="stored-machine-"))
         self.path = self.folder / "memory"
         self.num_copies = 0
+        self.num_transfers = 0
         self.forks: list[tuple[EpisodicMemory, EpisodicMemory]] = []
+        #: The memory that the undisturbed one began as, if not as an empty one, and what was done since.
+        self.base: Path | None = None
+        self.history: list[int | DocumentRecord] = []
 
     @initialize(
         shape=shapes,
@@ -77,6 +89,11 @@ class StoredMemory(RuleBasedStateMachine):
     def opened(self, path: Path, *, read_only: bool = False) -> EpisodicMemory:
         return open_memory(path, self.shape, self.config, identity={"fingerprint": {}}, read_only=read_only)
 
+    def beside(self, name: str) -> Path:
+        """Where nothing is yet."""
+        self.num_copies += 1
+        return self.folder / f"{name}-{self.num_copies}"
+
     def has_room(self) -> bool:
         return self.in_ram.num_tokens + 10 * LONGEST < TAPE_TOKENS
 
@@ -95,6 +112,8 @@ class StoredMemory(RuleBasedStateMachine):
             stop = in_ram.num_tokens + length
             while in_ram.num_tokens < stop:
                 some = [self.within_document(in_ram, stop - in_ram.num_tokens)]
+                if in_ram is self.in_ram and stored is self.stored:
+                    self.history += some
                 assert_same_bits(read(in_ram, self.tape, some), read(stored, self.tape, some))
         assert event_spans(in_ram) == event_spans(stored)
 
@@ -114,6 +133,7 @@ class StoredMemory(RuleBasedStateMachine):
             return
         start = self.in_ram.num_tokens
         record = DocumentRecord(f"from {start}", start, start, num_tokens, "0" * 64, "text", 9, 0.0)
+        self.history.append(record)
         for memory in (self.in_ram, self.stored):
             memory.begin_document(record)
         self.read_both(self.in_ram, self.stored, [min(num_first, num_tokens)])
@@ -158,7 +178,133 @@ class StoredMemory(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
+        """What has left the window is offloaded: its pages are in files only."""
         self.stored.flush()
+
+    @precondition(lambda self: self.in_ram.num_tokens)
+    @rule(data=st.data())
+    def prefetch(self, data: st.DataObject) -> None:
+        """Pages that nobody asked for come near, as many as there is room for."""
+        start = data.draw(st.integers(0, self.in_ram.num_tokens - 1))
+        layer_idx = data.draw(st.integers(0, self.shape.num_layers - 1))
+        self.gathered(self.stored, layer_idx, np.arange(start, self.in_ram.num_tokens), True)
+
+    @rule()
+    def evict(self) -> None:
+        """No page is near any more."""
+        tiers = self.stored._log.tiers
+        assert tiers is not None
+        for pool in tiers._pools:
+            pool.drop(0, tiers._num_pages)
+            assert len(pool) == 0
+        for packed in tiers._host or []:
+            packed.drop(np.arange(tiers._num_pages))
+
+    @invariant()
+    def pools_are_sound(self) -> None:
+        tiers = self.stored._log.tiers if hasattr(self, "stored") else None
+        if tiers is not None:
+            for pool in [*tiers._pools, *(tiers._host or [])]:
+                pool.check_integrity()
+
+    @rule()
+    def compact(self) -> None:
+        self.stored.close()
+        self.forks = []
+        compact(self.path)
+        assert maintenance.verify(self.path) == []
+        assert maintenance.extras(self.path) == []
+        self.stored = self.opened(self.path)
+        self.compare()
+
+    @precondition(lambda self: self.in_ram.documents)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        document = data.draw(st.sampled_from(self.in_ram.documents))
+        self.forks = []
+        self.stored.forget(document.name)
+        self.check_forgotten(document)
+        if self.in_ram.home is not None:
+            self.in_ram.close()
+        self.base, self.history = self.beside("base"), []
+        shutil.copytree(self.path, self.base)
+        self.in_ram = self.begun_again()
+        self.compare()
+
+    def check_forgotten(self, document: DocumentRecord) -> None:
+        """Nothing is left of it, and all else is as it is in the undisturbed memory, which remembers."""
+        before, now = self.in_ram, self.stored
+        is_left = torch.ones(before.num_tokens, dtype=torch.bool)
+        is_left[document.start : document.stop] = False
+        logs = zip(log_of(now, self.shape), log_of(before, self.shape), strict=True)
+        assert all(torch.equal(one[is_left], other[is_left]) for one, other in logs)
+        assert not now.token_ids(document.start, document.stop).any()
+        assert np.isnan(now.surprise(document.start, document.stop)).all()
+        spans = before.recallable_spans()
+        is_left_event = torch.from_numpy((spans[:, 0] < document.start) | (spans[:, 0] >= document.stop))
+        indexes = zip(index_of(now), [one[:, is_left_event] for one in index_of(before)], strict=False)
+        assert all(torch.equal(one, other) for one, other in indexes)
+        outside = [one for one in event_spans(before) if not document.start <= one[0] < document.stop]
+        assert event_spans(now) == outside
+        assert now.documents == [one for one in before.documents if one != document]
+        names = b"".join(one.read_bytes() for one in self.path.rglob("*") if one.is_file())
+        if not any(one.name.startswith(document.name) for one in now.documents):
+            assert document.name.encode() not in names
+
+    def begun_again(self) -> EpisodicMemory:
+        """A memory that nothing disturbs, as it was at first, or right after something was forgotten."""
+        if self.base is None:
+            return EpisodicMemory(self.shape, self.config)
+        path = self.beside("undisturbed")
+        shutil.copytree(self.base, path)
+        roomy = dataclasses.replace(self.config, device_budget=1 << 24)
+        return open_memory(path, self.shape, roomy, identity={"fingerprint": {}})
+
+    @rule(lengths=st.lists(chunks, max_size=3), num_steps=st.integers(0, 30))
+    def kill(self, lengths: list[int], num_steps: int) -> None:
+        """The process dies at some change of the disk while it reads, or between two."""
+        home = self.stored.home
+        assert isinstance(home, FolderHome)
+        durable = home.durable_tokens
+        steps = iter(range(num_steps))
+
+        def dying(what: str, path: Path) -> None:
+            if next(steps, None) is None:
+                raise Died
+
+        disk.hook = dying
+        try:
+            if self.has_room():
+                self.read_both(self.in_ram, self.stored, lengths)
+        except Died:
+            pass
+        finally:
+            home._writer.shutdown(wait=True)
+            disk.hook = None
+        left = self.beside("killed")
+        shutil.copytree(self.path, left)
+        home.close()
+        shutil.rmtree(self.path)
+        self.path, self.stored = left, self.opened(left)
+        assert maintenance.verify(self.path) == []
+        assert self.stored.num_tokens >= durable
+        self.go_back_to(self.stored.num_tokens)
+        self.compare()
+
+    def go_back_to(self, num_tokens: int) -> None:
+        """The undisturbed memory is what it was when it had so many tokens."""
+        if self.in_ram.home is not None:
+            self.in_ram.close()
+        self.forks = []
+        self.in_ram, told, self.history = self.begun_again(), self.history, []
+        for one in told:
+            if self.in_ram.num_tokens >= num_tokens:
+                break
+            self.history.append(one)
+            if isinstance(one, DocumentRecord):
+                self.in_ram.begin_document(one)
+            else:
+                read(self.in_ram, self.tape, [one])
 
     @rule()
     def close_and_open(self) -> None:
@@ -181,13 +327,13 @@ class StoredMemory(RuleBasedStateMachine):
             with pytest.raises(StoreError, match="reading only"):
                 read(looking, self.tape, [self.within_document(looking, 2)])
 
-    @precondition(lambda self: self.num_copies < 3)
+    @precondition(lambda self: self.num_transfers < 3)
     @rule(transfer=st.sampled_from([maintenance.copy, maintenance.clone]), is_kept=st.booleans())
     def transfer(self, transfer, is_kept: bool) -> None:
         """A copy or clone is the same memory; reading on in it leaves this one alone, or becomes this one."""
         self.stored.flush()
-        self.num_copies += 1
-        to = self.folder / f"copy-{self.num_copies}"
+        self.num_transfers += 1
+        to = self.beside("copy")
         transfer(self.path, to)
         assert maintenance.verify(to) == []
         other = self.opened(to)
@@ -218,6 +364,7 @@ class StoredMemory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
+            disk.hook = None
             if hasattr(self, "stored"):
                 self.stored.close()
                 with self.opened(self.path) as last:
@@ -227,4 +374,4 @@ class StoredMemory(RuleBasedStateMachine):
 
 
 TestStoredMemory = StoredMemory.TestCase
-TestStoredMemory.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
+TestStoredMemory.settings = settings(max_examples=14, stateful_step_count=24, deadline=None)

@@ -93,16 +93,27 @@ def copy(
 
 
 def compact(mem: Mem, json: options.Json = False) -> None:
-    """Give back the disk space that a memory does not need."""
+    """Merge the small files of a memory, and give back the disk space that it does not need."""
     existing(mem)
-    from emllm.memory.forgetting import compact
+    from emllm.memory.compacting import compact
 
     with working("compacting"):
-        before, after = compact(mem)
+        done = compact(mem)
     if json:
-        say_json({"memory": str(mem), "bytes_before": before, "bytes": after})
+        say_json(
+            {
+                "memory": str(mem),
+                "bytes_before": done.bytes_before,
+                "bytes": done.bytes_after,
+                "files_before": done.files_before,
+                "files": done.files_after,
+            }
+        )
     else:
-        say(f"{mem}: {size(after)}, {size(max(before - after, 0))} less than before")
+        less = size(max(done.bytes_before - done.bytes_after, 0))
+        say(f"{mem}: {size(done.bytes_after)}, {less} less than before")
+        if done.files_after < done.files_before:
+            say(f"{counted(done.files_before, 'file')} became {done.files_after:,}")
 
 
 #: In the order of the help.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from emllm.errors import InputError, StoreError
 from emllm.segmentation.baselines import SentenceStarts
-from emllm.store import erasing, maintenance
+from emllm.store import erasing
 from emllm.store.codecs import make_codec
 from emllm.store.contents import Change, DocumentRecord
 from emllm.store.files import FileRecord
@@ -76,20 +76,6 @@ def _digest(folder: MemoryFolder, name: str) -> str:
     return hashlib.sha256(f"{folder.catalogue.header['uuid']} {name}".encode()).hexdigest()
 
 
-def compact(path: Path | str) -> tuple[int, int]:
-    """Give back what a memory does not need: leftovers, and free room in the catalogue.
-
-    Returns:
-        Bytes on disk before and after.
-    """
-    before = maintenance.describe(path).num_bytes
-    with MemoryFolder.open(path, writable=True) as folder, folder.exclusive():
-        erasing.finish(folder)
-        folder.sweep()
-        folder.catalogue.scrub()
-    return before, maintenance.describe(path).num_bytes
-
-
 class _Surgery:
     """Takes one document out of an open folder, in one commit."""
 
@@ -99,7 +85,7 @@ class _Surgery:
         self._start, self._stop = document.start, document.stop
         header, contents = folder.catalogue.header, folder.contents
         self._page_tokens = int(header["page_tokens"])
-        self._shapes = [_shape_of(layer) for layer in header["layers"]]
+        self._shapes = [shape_of(layer) for layer in header["layers"]]
         self._codecs = {
             kind: [make_codec(codec, shape, self._page_tokens) for shape in self._shapes]
             for kind, codec in (("segment", header["codec"]), ("recent", "exact"))
@@ -267,7 +253,8 @@ def split_event_keys(flat: Tensor, num_events: int, header: dict[str, Any], *, i
     return layers
 
 
-def _shape_of(layer: dict[str, Any]) -> LayerShape:
+def shape_of(layer: dict[str, Any]) -> LayerShape:
+    """What a header says of a layer."""
     dtype = getattr(torch, str(layer["dtype"]), None)
     if not isinstance(dtype, torch.dtype):
         raise StoreError(f"unknown dtype {layer['dtype']!r} in the header")

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from emllm.errors import StoreError
+from emllm.memory.compacting import cut
 from emllm.memory.forgetting import FRESH_LAYER, frontier_of, split_event_keys
 from emllm.segmentation.baselines import SentenceStarts
 from emllm.store.contents import Change
 from emllm.store.folder import MemoryFolder
+from emllm.store.record import FileRecord
 
 
 def truncate(path: Path | str, token: int) -> None:
@@ -34,31 +36,41 @@ def truncate(path: Path | str, token: int) -> None:
     with MemoryFolder.open(path, writable=True) as folder, folder.exclusive():
         contents = folder.contents
         later = [record for record in contents.files if record.stop > token or record.start >= token]
-        if any(record.start < token for record in later):
-            raise StoreError(f"{path}: no unit begins at token {token}")
         num_kept_keys = sum(record.num_events for record in contents.files if record not in later)
         num_kept = int(np.searchsorted(contents.events[:, 1], token, side="right"))
         state_file = next(one for one in later if one.name == contents.state["state_file"])
         tensors = _state_tensors(folder, state_file, contents.state, token)
         if not num_kept:  # the next event says anew what is taken off all keys
             tensors = {name: x for name, x in tensors.items() if not name.startswith("state.centre.")}
-        tensors.update(_event_keys(folder, later, num_kept - num_kept_keys))
+        new = [_cut(folder, one, token, num_kept - num_kept_keys) for one in later if one.start < token]
+        num_kept_keys += sum(record.num_events for record in new)
+        whole = [record for record in later if record.start >= token]
+        tensors.update(_event_keys(folder, whole, num_kept - num_kept_keys))
         if not tensors:
             tensors["state.empty"] = torch.zeros(1, dtype=torch.uint8)
-        record = folder.add("recent", token, token, tensors, num_kept - num_kept_keys)
+        new.append(folder.add("recent", token, token, tensors, num_kept - num_kept_keys))
         documents = [one for one in contents.documents if one.stop <= token]
         folder.commit(
             Change(
                 num_tokens=token,
-                new_files=[record],
+                new_files=new,
                 dropped_files=[one.name for one in later],
                 first_new_event=num_kept,
                 new_events=np.zeros((0, 2), dtype=np.int64),
                 documents=documents,
-                state={**_state(folder, token, has_documents=bool(documents)), "state_file": record.name},
+                state={**_state(folder, token, has_documents=bool(documents)), "state_file": new[-1].name},
                 events_replaced=True,
             )
         )
+
+
+def _cut(folder: MemoryFolder, record: FileRecord, token: int, num_events: int) -> FileRecord:
+    """A new file of the tokens of one before a token, at which a unit begins if files were merged."""
+    num_events = min(num_events, record.num_events)
+    tensors = cut(folder, record, token, num_events) if record.kind == "segment" else None
+    if tensors is None:
+        raise StoreError(f"{folder.path}: no unit begins at token {token}")
+    return folder.add("segment", record.start, token, tensors, num_events)
 
 
 def _state_tensors(
@@ -105,9 +117,9 @@ def _state(folder: MemoryFolder, token: int, *, has_documents: bool) -> dict[str
     known = np.concatenate(
         [np.zeros(0, dtype=np.float32)]
         + [
-            folder.file(record).read("surprise").numpy()
+            folder.file(record).read("surprise").numpy()[: token - record.start]
             for record in contents.files
-            if record.stop <= token and record.start < record.stop and record.stop > token - window
+            if record.start < min(token, record.stop) and record.stop > token - window
         ]
     )[-window:]
     tail = [float(value) if np.isfinite(value) else None for value in known]
