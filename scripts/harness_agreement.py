@@ -88,7 +88,8 @@ def shortest(
             raise SystemExit(
                 f"{task.name} puts words into the model's mouth; the harness has no place for them"
             )
-        ids = (*layout.opening, *layout.text(sample), *layout.question(question))
+        text_ids, (question_ids,) = layout.cut(sample.before + sample.text, [question])
+        ids = (*layout.opening, *text_ids, *question_ids)
         if len(ids) in tokens:
             found.append(Asked(sample, question, sample.before + sample.text + question.text, ids))
     return sorted(found, key=lambda asked: len(asked.token_ids))[:num_samples]

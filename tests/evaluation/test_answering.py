@@ -13,7 +13,7 @@ from tiny_suite import SMALL, sample, task, tiny_lm
 
 from emllm.errors import ConfigError, InputError
 from emllm.evaluation.answering import Answerer
-from emllm.evaluation.prompts import prompt_format, until_stop, without_middle
+from emllm.evaluation.prompts import prompt_format, text_of, until_stop, without_middle
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.samples import Question, Sample
 
@@ -55,18 +55,18 @@ def test_full_attention_answers_as_the_stock_model_does_on_the_same_ids(lm, is_c
     one, asked = task(is_chat=is_chat, answer_tokens=8), sample(1)
     layout = prompt_format(lm.chat_format, one)
     outcome = Answerer(lm, FULL, CHUNK).answer(one, asked)
-    for question, reply in zip(asked.questions, outcome.replies, strict=True):
-        ids = [*layout.opening, *layout.text(asked), *layout.question(question)]
-        assert reply.prediction == stock(lm, ids, 8)
+    text, questions = layout.cut(text_of(asked), asked.questions)
+    for question, reply in zip(questions, outcome.replies, strict=True):
+        assert reply.prediction == stock(lm, [*layout.opening, *text, *question], 8)
         assert reply.answer_tokens == 8 and reply.evidence == ()
-    assert outcome.tokens == outcome.read_tokens == len(layout.opening) + len(layout.text(asked))
+    assert outcome.tokens == outcome.read_tokens == len(layout.opening) + len(text)
 
 
 def test_full_attention_over_a_long_text_reads_both_ends_within_the_trained_window(lm):
     one, asked = task(answer_tokens=8), sample(1, num_words=900, num_questions=1)
     layout = prompt_format(lm.chat_format, one)
     outcome = Answerer(lm, FULL, CHUNK).answer(one, asked)
-    text, question = layout.text(asked), layout.question(asked.questions[0])
+    text, (question,) = layout.cut(text_of(asked), asked.questions)
     room = lm.geometry.trained_tokens - 8 - len(layout.opening) - len(question)
     half = room // 2
     kept = text[:half] + text[-half:]
@@ -115,13 +115,14 @@ def test_the_chat_template_surrounds_the_prompt_unless_the_task_wants_it_bare(lm
     chat = prompt_format(lm.chat_format, task())
     question = Question("Who?", (), answer_begins=" It is")
     assert decode(chat.opening) == "<s>user\n"
-    assert decode(chat.question(question)) == "Who?</s><s>assistant\n It is"
+    _, (asked,) = chat.cut("A text. ", [question])
+    assert decode(asked) == "Who?</s><s>assistant\n It is"
     for layout in (
         prompt_format(lm.chat_format, task(is_chat=False)),
         prompt_format(bare_lm.chat_format, task()),
     ):
         assert decode(layout.opening) == "<s>"
-        assert decode(layout.question(question)) == "Who? It is"
+        assert decode(layout.cut("A text. ", [question])[1][0]) == "Who? It is"
 
 
 def test_words_put_into_its_mouth_are_no_part_of_a_prediction(lm):
@@ -170,7 +171,7 @@ def test_perplexity_is_the_mean_surprise_of_the_texts_tokens(lm):
     asked = replace(sample(1, num_words=200), questions=(), before="Some words. ")
     outcome = Answerer(lm, FULL, CHUNK).answer(one, asked)
     layout = prompt_format(lm.chat_format, one)
-    ids = [*layout.opening, *layout.text(asked)]
+    ids = [*layout.opening, *layout.cut(text_of(asked), ())[0]]
     lm.close()
     try:
         with torch.no_grad():
@@ -201,11 +202,12 @@ def test_passages_take_the_place_of_the_text(lm, monkeypatch):
     monkeypatch.setattr("emllm.evaluation.rag.passages_for", found)
     outcome = Answerer(lm, ROWS["rag"], {**SMALL, **CHUNK}).answer(task(), asked)
     layout = prompt_format(lm.chat_format, task())
-    ids = [*layout.opening, *layout.encode(asked.before + "Max is a dog.")]
+    text, (question,) = layout.cut(text_of(asked, "Max is a dog."), asked.questions[:1])
+    ids = [*layout.opening, *text]
     assert outcome.read_tokens == len(ids) < outcome.tokens
     assert [text for text, _ in given[1:]] == [question.text for question in asked.questions]
     assert {budget for _, budget in given} == {4 + 48 + 64}
-    expected = stock(lm, [*ids, *layout.question(asked.questions[0])], 5)
+    expected = stock(lm, [*ids, *question], 5)
     assert outcome.replies[0].prediction == expected
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from emllm.config import UNLIMITED_TOKENS
-from emllm.evaluation.prompts import PromptFormat, prompt_format, until_stop, without_middle
+from emllm.evaluation.prompts import PromptFormat, prompt_format, text_of, until_stop, without_middle
 from emllm.evaluation.rows import Row, attended_tokens
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.task import Task
@@ -110,13 +110,12 @@ class Answerer:
             SourceError: the text will not fit into memory.
         """
         layout = prompt_format(self._lm.chat_format, task)
-        text_ids = layout.text(sample)
+        text_ids, questions = layout.cut(text_of(sample), sample.questions)
         tokens = len(layout.opening) + len(text_ids)
         if self._row.kind == "passages":
             replies = tuple(self._with_passages(task, sample, one, layout) for one in sample.questions)
             read = [reply.read_tokens or 0 for reply in replies]
             return Outcome(tokens, round(sum(read) / max(len(read), 1)), replies, None, 0.0, 0)
-        questions = [layout.question(one) for one in sample.questions]
         kept = self._kept(task, layout, text_ids, questions)
         begun = time.perf_counter()
         memory = self._read([*layout.opening, *kept], name=sample.sample_id, progress=progress)
@@ -127,7 +126,9 @@ class Answerer:
             surprise = _mean(memory.surprise(min(start, memory.num_tokens)))
         head_stop = len(layout.opening) + len(layout.encode(sample.before))
         replies = tuple(
-            self._reply(task, memory.fork(), ids, head_stop=head_stop, template=layout.template(one))
+            self._reply(
+                task, memory.fork(), ids, head_stop=head_stop, template=layout.template(one, len(ids))
+            )
             for one, ids in zip(sample.questions, questions, strict=True)
         )
         recalled = None if self._recall_tokens == UNLIMITED_TOKENS else self._recall_tokens
@@ -161,8 +162,8 @@ class Answerer:
         """One question about what a search found for it."""
         begun = time.perf_counter()
         passages = self._passages(sample, question)
-        ids = layout.question(question)
-        kept = self._kept(task, layout, layout.text(sample, passages), [ids])
+        text_ids, (ids,) = layout.cut(text_of(sample, passages), [question])
+        kept = self._kept(task, layout, text_ids, [ids])
         memory = self._read([*layout.opening, *kept], name=sample.sample_id)
         return self._reply(task, memory, ids, begun=begun, read_tokens=memory.num_tokens)
 

@@ -1,7 +1,8 @@
 """A sample as token ids: in the same pieces for every row, so that all rows read the same tokens.
 
-The opening of the template, the text with its instructions, and each question with what leads to its answer
-are tokenised apart. This module does not know rows, memories or scores.
+A prompt has the ids of text and question as one text, as the benchmarks tokenise it. What all of a sample's
+questions leave as it is, is read once; a question begins with the ids that it changes at the end of the text
+(a tokenizer joins a last newline with a first one). This module does not know rows, memories or scores.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.task import Task
 from emllm.models.chat import ChatFormat
 
+#: Tokens at the end of a text that a question might change, and more.
+SEAM_TOKENS = 64
+
 
 @dataclass(frozen=True)
 class PromptFormat:
@@ -23,42 +27,70 @@ class PromptFormat:
         opening: ids before the text: the template's, or what the tokenizer puts before any text.
         before_answer: text between a question and its answer.
         encode: ids of a piece in the middle, nothing added.
+        decode: text of ids, special tokens included.
     """
 
     opening: tuple[int, ...]
     before_answer: str
     encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
 
-    def question(self, question: Question) -> list[int]:
-        """Ids that ask one question.
+    def cut(self, text: str, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
+        """Ids of a text that is read once, and those that ask each question.
+
+        Args:
+            text: with the instructions before it.
 
         Raises:
-            InputError: there are none.
+            InputError: a question has no ids.
         """
-        ids = self.encode(question.text + self.before_answer + question.answer_begins)
-        if not ids:
+        text_ids = self.encode(text)
+        asked = [one.text + self.before_answer + one.answer_begins for one in questions]
+        if not all(map(self.encode, asked)):
             raise InputError("a question needs at least one token, got 0")
-        return ids
+        tail, kept = self._tail(text, text_ids)
+        joined = [self.encode(tail + one) for one in asked]
+        num_same = min((_num_same(ids, text_ids[kept:]) for ids in joined), default=len(text_ids) - kept)
+        return text_ids[: kept + num_same], [ids[num_same:] for ids in joined]
 
-    def template(self, question: Question) -> range:
-        """Which ids of `question` are the template's: they stand between the question and its answer."""
-        start = len(self.encode(question.text))
-        return range(start, start + len(self.encode(self.before_answer))) if self.before_answer else range(0)
+    def _tail(self, text: str, text_ids: Sequence[int]) -> tuple[str, int]:
+        """The end of a text that has the same ids alone, and the number of ids before it."""
+        for num_tokens in range(SEAM_TOKENS, min(2 * SEAM_TOKENS, len(text_ids))):
+            kept = len(text_ids) - num_tokens
+            tail = self.decode(text_ids[kept:])
+            if text.endswith(tail) and self.encode(tail) == list(text_ids[kept:]):
+                return tail, kept
+        return text, 0
 
-    def text(self, sample: Sample, passages: str | None = None) -> list[int]:
-        """Ids of the instructions and the text, or of what a search found in it."""
-        return self.encode(sample.before + (sample.text if passages is None else passages))
+    def template(self, question: Question, num_ids: int) -> range:
+        """Which of the ids that ask a question are the template's: they lead from it to its answer."""
+        if not self.before_answer:
+            return range(0)
+        start = num_ids - len(self.encode(self.before_answer + question.answer_begins))
+        return range(start, start + len(self.encode(self.before_answer)))
+
+
+def text_of(sample: Sample, passages: str | None = None) -> str:
+    """The instructions and the text, or what a search found in it."""
+    return sample.before + (sample.text if passages is None else passages)
 
 
 def prompt_format(chat: ChatFormat, task: Task) -> PromptFormat:
     """The format of a task's prompts; without a template, or where the task wants none, the bare prompt."""
-    if task.is_chat and getattr(chat.tokenizer, "chat_template", None):
-        return PromptFormat(chat.opening, chat.before_answer, chat.encode)
     tokenizer = chat.tokenizer
+    if task.is_chat and getattr(tokenizer, "chat_template", None):
+        return PromptFormat(chat.opening, chat.before_answer, chat.encode, tokenizer.decode)
     opening = tokenizer("", add_special_tokens=True)["input_ids"]
     # Some tokenizers end what they encode; only what they begin it with belongs before a text.
     kept = [i for i in opening if i != tokenizer.eos_token_id or i == tokenizer.bos_token_id]
-    return PromptFormat(tuple(kept), "", chat.encode)
+    return PromptFormat(tuple(kept), "", chat.encode, tokenizer.decode)
+
+
+def _num_same(one: Sequence[int], other: Sequence[int]) -> int:
+    """Ids that two beginnings have in common."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def without_middle(token_ids: Sequence[int], room: int) -> list[int]:

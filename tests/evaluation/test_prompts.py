@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.tiny_suite import TEMPLATE, task
+from transformers import PreTrainedTokenizerFast
+
+from emllm.errors import InputError
+from emllm.evaluation.prompts import PromptFormat, prompt_format
+from emllm.evaluation.samples import Question
+from emllm.models.chat import chat_format
+
+PIECES = st.lists(
+    st.sampled_from(["\n", " ", "\t", "word", "Question:", ".", "42", "é", "\u4e2d"]), max_size=12
+)
+
+
+@pytest.fixture(scope="module")
+def layout(shared_data: Path) -> PromptFormat:
+    file = shared_data / "models" / "smollm2-135m-tokenizer-only" / "tokenizer.json"
+    words = PreTrainedTokenizerFast(
+        tokenizer_file=str(file), bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+    words.chat_template = TEMPLATE.replace("<s>", "<|im_start|>").replace("</s>", "<|im_end|>")
+    return prompt_format(chat_format(words), task())
+
+
+@given(PIECES, PIECES, st.integers(0, 40))
+def test_a_prompt_has_the_ids_of_one_text(layout, end, asked, num_words):
+    text = "Some words. " * num_words + "".join(end)
+    question = Question("".join(asked) + "?", (), answer_begins=" It is")
+    text_ids, (ids,) = layout.cut(text, [question])
+    whole = layout.encode(text + question.text + layout.before_answer + question.answer_begins)
+    assert [*text_ids, *ids] == whole
+
+
+@given(PIECES, PIECES, PIECES)
+def test_all_questions_begin_where_the_first_of_them_changes_the_text(layout, end, one, other):
+    text = "Some words. " * 30 + "".join(end)
+    questions = [Question("".join(asked) + "?", ()) for asked in (one, other)]
+    text_ids, asked = layout.cut(text, questions)
+    for question, ids in zip(questions, asked, strict=True):
+        assert [*text_ids, *ids] == layout.encode(text + question.text + layout.before_answer)
+
+
+@given(PIECES, PIECES)
+def test_the_ids_of_the_template_are_found_behind_the_question(layout, end, asked):
+    question = Question("".join(asked) + "?", (), answer_begins=" It is")
+    _, (ids,) = layout.cut("Some words. " * 30 + "".join(end), [question])
+    span = layout.template(question, len(ids))
+    assert layout.decode(ids[span.start : span.stop]) == layout.before_answer
+    assert layout.decode(ids[span.stop :]) == " It is"
+
+
+def test_newlines_at_the_end_of_a_text_are_other_ids_where_a_question_follows(layout):
+    assert layout.decode(layout.encode("A text.\n\n")[-1:]) == "\n\n"
+    text_ids, (ids,) = layout.cut("A text.\n\n", [Question("Who?", ())])
+    assert layout.decode(text_ids) == "A text."
+    assert layout.decode(ids).startswith("\n\nWho?")
+
+
+def test_a_question_without_ids_is_refused(layout):
+    bare = PromptFormat((), "", layout.encode, layout.decode)
+    with pytest.raises(InputError, match="at least one token"):
+        bare.cut("A text.", [Question("", ())])
