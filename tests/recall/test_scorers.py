@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from emllm.config import SCORERS as SCORER_NAMES
+from emllm.recall import scorers
 from emllm.recall.index import EventIndex, IndexPart
 from emllm.recall.scorers import (
     ASKING_TOKENS,
@@ -20,9 +21,11 @@ from emllm.recall.scorers import (
     READING_VOTES,
     SCORERS,
     dot,
+    longest,
     mean_query,
     spread_queries,
     votes,
+    votes_in_two_stages,
 )
 
 
@@ -196,3 +199,78 @@ def test_a_long_question_over_a_large_index_votes_the_same_in_blocks(monkeypatch
     whole = votes(query, [part(keys)], 0.5)
     monkeypatch.setattr("emllm.recall.scorers.LOGITS_AT_ONCE", 700)
     assert torch.equal(votes(query, [part(keys)], 0.5), whole)
+
+
+def in_small_stages(query: Tensor, parts: list[IndexPart], *, rest: int = 10) -> Tensor:
+    """Two stages from 21 events on: ten are looked at again, and `rest` others stand for the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("ONE_STAGE_EVENTS", 20), ("SECOND_EVENTS", 10), ("REST_EVENTS", rest)):
+            patch.setattr(scorers, name, value)
+        return votes_in_two_stages(query, parts, 0.5)
+
+
+@given(st.integers(0, 999), heads, st.integers(1, 20), st.integers(1, 30))
+def test_few_events_are_ranked_in_one_stage(seed, heads_, num_events, num_queries):
+    query, keys = draw(seed, heads_, (num_queries, num_events, 4))
+    assert torch.equal(in_small_stages(query, [part(keys)]), votes(query, [part(keys)], 0.5))
+
+
+@given(st.integers(0, 999), heads, st.integers(21, 60), st.integers(1, 30))
+def test_the_second_stage_scores_as_one_stage_does_where_the_whole_rest_stands_for_itself(
+    seed, heads_, num_events, num_queries
+):
+    query, keys = draw(seed, heads_, (num_queries, num_events, 4))
+    few = [part(keys).first(scorers.FIRST_KEYS)]
+    first = votes(longest(query, scorers.FIRST_VOTES), few, 0.5)
+    found = in_small_stages(query, [part(keys)], rest=num_events)
+    best = first.topk(10).indices
+    whole = votes(query, [part(keys)], 0.5)
+    torch.testing.assert_close(found[best], whole[best], atol=1e-5, rtol=1e-4)
+    others = torch.ones(num_events, dtype=torch.bool).index_fill(0, best, False)
+    assert torch.equal(found[others], first[others])
+
+
+@given(st.integers(0, 999), heads, st.integers(21, 60), st.lists(st.integers(0, 60)))
+def test_two_stages_over_bytes_are_the_same_bits_however_the_index_is_cut(seed, heads_, num_events, cuts):
+    query, keys = draw(seed, heads_, (12, num_events, 4))
+    whole = in_bytes(keys)
+    edges = sorted({0, num_events, *(cut for cut in cuts if cut < num_events)})
+    parts = [whole.events(start, stop) for start, stop in itertools.pairwise(edges)]
+    assert torch.equal(in_small_stages(query, parts), in_small_stages(query, [whole]))
+
+
+@pytest.mark.parametrize("is_planted", [True, False])
+def test_of_ten_thousand_events_the_one_that_a_query_looks_for_is_the_best(is_planted):
+    """One key of event 7,777 is what one of thirty queries looks for; without it another one is the best."""
+    query, keys = draw(5, (4, 2), (30, 10_000, 4))
+    query[:, 11] *= 3
+    if is_planted:
+        keys[:, 7_777, 1] = query[[0, 2], 11]
+    index = EventIndex("int8")
+    index.append(keys)
+    scores = votes_in_two_stages(query, index.parts(), 1.0)
+    assert (int(scores.argmax()) == 7_777) is is_planted
+
+
+@given(st.integers(0, 999), heads, st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
+def test_a_rest_that_stands_for_more_counts_like_so_many_copies_of_it(seed, heads_, num, num_rest, copies):
+    query, keys = draw(seed, heads_, (5, num + num_rest, 3))
+    scored, sample = part(keys[:, :num]), part(keys[:, num:])
+    found = votes(query, [scored], 1.0, rest=scorers.Rest(sample, copies))
+    whole = votes(query, [scored, *[sample] * copies], 1.0)
+    torch.testing.assert_close(found, whole[:num], atol=1e-5, rtol=1e-4)
+
+
+@given(st.integers(0, 999), st.integers(1, 30), st.integers(1, 12))
+def test_the_longest_queries_are_those_of_the_largest_mean_norm_in_their_order(seed, num_queries, num):
+    query, _ = draw(seed, (4, 2), (num_queries, 1, 1))
+    norms = [float(query[:, token].norm(dim=-1).mean()) for token in range(num_queries)]
+    expected = sorted(sorted(range(num_queries), key=lambda token: -norms[token])[:num])
+    assert torch.equal(longest(query, num), query[:, expected])
+
+
+def test_a_chunk_that_is_read_is_ranked_in_one_stage_and_a_question_in_two():
+    ranking = SCORERS["votes"]
+    assert ranking.scorer(ASKING_TOKENS) is votes_in_two_stages
+    assert ranking.scorer(ASKING_TOKENS + 1) is votes
+    assert SCORERS["dot"].scorer(7) is dot and SCORERS["exact"].scorer(7) is None

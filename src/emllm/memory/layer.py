@@ -149,14 +149,15 @@ class MemoryLayer:
         pending = self._pending(query)
         asking = self._turned(ranking.sample(pending), view=view, num_new=query.shape[1])
         candidates = None
-        if ranking.score is None:
+        score = ranking.scorer(pending.shape[1])
+        if score is None:
             scores = exact(asking, self._keys_of(log), torch.from_numpy(view.sizes), options.scaling)
         else:
             parts: Sequence[IndexPart] = self.index.parts()
             candidates = self._candidates(len(view.sizes), query.shape[1])
             if candidates is not None:
                 parts = self._keys_of_candidates(len(view.sizes))
-            scores = ranking.score(asking, ranking.parts(parts, pending.shape[1]), options.scaling)
+            scores = score(asking, ranking.parts(parts, pending.shape[1]), options.scaling)
         return scores.float().cpu().numpy(), candidates
 
     def _pending(self, query: Tensor) -> Tensor:

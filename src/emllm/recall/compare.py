@@ -1,12 +1,14 @@
-"""Dot products of queries with event keys: the best of each event's keys for every query.
+"""Queries against event keys: the best dot product with each event's keys, and how much a query gives to all.
 
 Two ways, by how the keys are stored: a matrix product in the keys' own precision, or one of integers, which
-is exact. This module does not know what is made of the numbers.
+is exact. What follows a product costs more than the product, so it is done while the numbers are in cache.
+This module does not know what is made of the numbers.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int8
@@ -14,32 +16,51 @@ from torch import Tensor
 
 from emllm.recall.index import IndexPart
 
-#: Products that are formed at once, so that they stay in cache.
-CACHED_PRODUCTS = 1 << 19
+#: Numbers that are formed at once, for all heads and queries, so that they stay in cache.
+CACHED_LOGITS = 1 << 19
 LEAST_EVENTS = 256
 
 
-def best_logits(queries: Float[Tensor, "K Q D"], part: IndexPart) -> Float[Tensor, "K Q N"]:
-    """For every query and event the largest dot product with one of the event's keys.
+def best_logits(
+    queries: Float[Tensor, "K Q D"], parts: Sequence[IndexPart]
+) -> tuple[Float[Tensor, "K Q N"], Float[Tensor, "K Q"]]:
+    """For every query and event the largest dot product with one of the event's keys, and their log-sum-exp.
 
     With int8 keys the queries are rounded to int8 too, and every query's numbers are off by a constant of its
-    own: what all keys have in common (`recall.index.Int8`).
+    own: what all keys have in common (`recall.index.Int8`). Sums are formed over the same events whatever the
+    parts, so that they are the same bits however an index is cut.
     """
-    if part.scales is None:
-        # Keys first: with the queries first the product copies every key, five times the cost.
-        columns = queries.to(part.keys.dtype).transpose(1, 2)
-        products = [torch.bmm(keys, columns) for keys in part.keys.unbind(dim=1)]
-        return functools.reduce(torch.maximum, products).float().transpose(1, 2).contiguous()
-    steps, query_scales = rounded(queries)
-    logits = queries.new_empty(*queries.shape[:2], part.num_events, dtype=torch.float32)
-    num_products = queries.shape[0] * queries.shape[1] * part.keys.shape[1]
-    at_once = max(LEAST_EVENTS, CACHED_PRODUCTS // num_products)
-    for start in range(0, part.num_events, at_once):
-        some = part.events(start, start + at_once)
-        assert some.scales is not None
-        block = logits[:, :, start : start + at_once].copy_(_best_products(steps, some.keys))
-        block.mul_(some.scales[:, None]).mul_(query_scales)
-    return logits
+    num_events = sum(part.num_events for part in parts)
+    logits = queries.new_empty(*queries.shape[:2], num_events, dtype=torch.float32)
+    asked = rounded(queries) if any(part.scales is not None for part in parts) else None
+    sums = []
+    for start, pieces in _in_blocks(parts, block_events(*queries.shape[:2])):
+        first = start
+        for piece in pieces:
+            place = logits[:, :, first : first + piece.num_events]
+            if piece.scales is None or asked is None:
+                place.copy_(_float_products(queries, piece))
+            else:
+                steps, scales = asked
+                place.copy_(_byte_products(steps, piece.keys)).mul_(piece.scales[:, None]).mul_(scales)
+            first += piece.num_events
+        sums.append(torch.logsumexp(logits[:, :, start:first], dim=-1))
+    return logits, torch.logsumexp(torch.stack(sums), dim=0)
+
+
+def most_standing_out(logits: Float[Tensor, "K Q N"], lse: Float[Tensor, "K Q"]) -> Float[Tensor, "K N"]:
+    """The largest log share that any query of a head gives an event; `logits` are used up."""
+    best = logits.new_empty(logits.shape[0], logits.shape[2])
+    at_once = block_events(*logits.shape[:2])
+    for start in range(0, logits.shape[2], at_once):
+        block = logits[:, :, start : start + at_once].sub_(lse[:, :, None])
+        torch.amax(block, dim=1, out=best[:, start : start + at_once])
+    return best
+
+
+def block_events(num_kv_heads: int, num_queries: int) -> int:
+    """Events that are compared at once."""
+    return max(LEAST_EVENTS, CACHED_LOGITS // (num_kv_heads * num_queries))
 
 
 def rounded(queries: Float[Tensor, "K Q D"]) -> tuple[Int8[Tensor, "K Q D"], Float[Tensor, "K Q 1"]]:
@@ -50,17 +71,43 @@ def rounded(queries: Float[Tensor, "K Q D"]) -> tuple[Int8[Tensor, "K Q D"], Flo
     return (queries / scales).round_().to(torch.int8), scales
 
 
-def _best_products(queries: Int8[Tensor, "K Q D"], keys: Int8[Tensor, "K R N D"]) -> Tensor:
+def _in_blocks(parts: Sequence[IndexPart], at_once: int) -> Iterator[tuple[int, list[IndexPart]]]:
+    """The first event of every block of so many, and the pieces of parts that make it up."""
+    start, held, pieces = 0, 0, []
+    for part in parts:
+        done = 0
+        while done < part.num_events:
+            pieces.append(part.events(done, done + at_once - held))
+            done += pieces[-1].num_events
+            held += pieces[-1].num_events
+            if held == at_once:
+                yield start, pieces
+                start, held, pieces = start + at_once, 0, []
+    if pieces:
+        yield start, pieces
+
+
+def _float_products(queries: Float[Tensor, "K Q D"], part: IndexPart) -> Tensor:
+    """The largest product over an event's keys, in the keys' precision, ``[K, Q, N]``."""
+    # Keys first: with the queries first the product copies every key, five times the cost.
+    columns = queries.to(part.keys.dtype).transpose(1, 2)
+    products = [torch.bmm(keys, columns) for keys in part.keys.unbind(dim=1)]
+    return functools.reduce(torch.maximum, products).transpose(1, 2)
+
+
+def _byte_products(queries: Int8[Tensor, "K Q D"], keys: Int8[Tensor, "K R N D"]) -> Tensor:
     """The largest integer product over an event's keys, ``[K, Q, N]`` int32."""
     if keys.is_cuda:
         # Exact in float32: no sum of products of bytes reaches 2**24 below 1,040 features.
         products = torch.einsum("KQD,KRND->KRQN", queries.float(), keys.float())
         return products.amax(dim=1)
     num_kv_heads, num_representatives, num_events, _ = keys.shape
-    products = torch.empty(
-        num_kv_heads, num_representatives, queries.shape[1], num_events, dtype=torch.int32, device=keys.device
-    )
-    for head in range(num_kv_heads):
-        for representative in range(num_representatives):
-            torch._int_mm(queries[head], keys[head, representative].T, out=products[head, representative])
-    return functools.reduce(torch.maximum, products.unbind(dim=1))
+    shape = (num_kv_heads, queries.shape[1], num_events)
+    best, other = torch.empty((2, *shape), dtype=torch.int32)
+    for representative in range(num_representatives):
+        products = other if representative else best
+        for head in range(num_kv_heads):
+            torch._int_mm(queries[head], keys[head, representative].T, out=products[head])
+        if representative:
+            torch.maximum(best, other, out=best)
+    return best

@@ -8,22 +8,26 @@ scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from emllm.dims import Scores
-from emllm.recall.compare import best_logits
+from emllm.recall.compare import best_logits, most_standing_out
 from emllm.recall.index import IndexPart
+from emllm.recall.shortlist import keys_of
 
 #: Scores from queries ``[H, T, D]``, the event keys of consecutive parts, and the scaling of logits.
 Scorer = Callable[[Tensor, Sequence[IndexPart], float], Scores]
 
-#: Logits that are formed at once, so that a long question over a large index stays within little RAM.
-LOGITS_AT_ONCE = 1 << 24
+#: Logits that exist at once, so that a long question over a large index stays within little RAM, and within
+#: what a program that frees memory keeps for the next time.
+LOGITS_AT_ONCE = 1 << 22
 
 
 def dot(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float) -> Scores:
@@ -43,13 +47,31 @@ def dot(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: floa
     return torch.cat(scores)
 
 
-def votes(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float) -> Scores:
+@dataclass(frozen=True)
+class Rest:
+    """Many events by some of them.
+
+    Attributes:
+        sample: the keys of some.
+        weight: how many events each of them stands for.
+    """
+
+    sample: IndexPart
+    weight: float
+
+
+def votes(
+    query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float, *, rest: Rest | None = None
+) -> Scores:
     """Every query of every head casts one vote over all events; an event's score is its best votes.
 
     For each query and head an event counts with the best of its representative keys, a softmax over
     the events follows, and the score is the sum over KV heads of an event's highest probability.
     **Deviation** from the paper, which compares one mean query: the mean loses what single queries look
     for (docs/lab-notes.md).
+
+    Args:
+        rest: events that take part in the softmax and are not scored.
     """
     num_kv_heads, _, _, head_dim = parts[0].keys.shape
     queries = (query * scaling).reshape(num_kv_heads, -1, head_dim)
@@ -57,12 +79,34 @@ def votes(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: fl
     at_once = max(1, LOGITS_AT_ONCE // (num_kv_heads * num_events))
     best: Tensor | None = None
     for some in queries.split(at_once, dim=1):
-        pieces = [best_logits(some, part) for part in parts]
-        logits = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
-        shares = torch.softmax(logits, dim=-1).amax(dim=1)
-        best = shares if best is None else torch.maximum(best, shares)
+        logits, lse = best_logits(some, parts)
+        if rest is not None:
+            lse = torch.logaddexp(lse, best_logits(some, [rest.sample])[1] + math.log(rest.weight))
+        log_shares = most_standing_out(logits, lse)
+        best = log_shares if best is None else torch.maximum(best, log_shares)
     assert best is not None
-    return best.sum(dim=0)
+    return best.exp_().sum(dim=0)
+
+
+def votes_in_two_stages(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float) -> Scores:
+    """The votes of a question over many events: all with a few queries and keys, then the best with all.
+
+    The best events of the first stage are scored by all queries and keys, in a softmax over them and a sample
+    that stands for the rest; the others keep the scores of the first stage. Up to `ONE_STAGE_EVENTS` events,
+    `votes`. What it costs and what it loses is in docs/lab-notes.md.
+    """
+    num_events = sum(part.num_events for part in parts)
+    if num_events <= ONE_STAGE_EVENTS:
+        return votes(query, parts, scaling)
+    scores = votes(longest(query, FIRST_VOTES), [part.first(FIRST_KEYS) for part in parts], scaling)
+    best = np.sort(scores.topk(SECOND_EVENTS).indices.cpu().numpy())
+    others = np.setdiff1d(np.arange(num_events), best, assume_unique=True)
+    some = others[:: -(-len(others) // REST_EVENTS)]
+    keys, sample = keys_of(parts, best), keys_of(parts, some)
+    assert keys is not None and sample is not None
+    rest = Rest(sample, len(others) / len(some))
+    scores[torch.from_numpy(best).to(scores.device)] = votes(query, [keys], scaling, rest=rest)
+    return scores
 
 
 def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:
@@ -78,6 +122,14 @@ READING_VOTES = 4
 EXACT_VOTES = 32
 #: Keys of an event that those few are compared with: ranking is bound by how much of the index is read.
 READING_KEYS = 2
+#: Up to so many events a question is ranked in one stage. In the first of two stages that many of its queries
+#: vote over that many keys of each event.
+ONE_STAGE_EVENTS = 4096
+FIRST_VOTES = 8
+FIRST_KEYS = 2
+#: Events of the second stage, and about how many stand for the rest there.
+SECOND_EVENTS = 2048
+REST_EVENTS = 1024
 
 
 def evenly(query: Float[Tensor, "H T D"], num: int) -> Float[Tensor, "H votes D"]:
@@ -86,6 +138,16 @@ def evenly(query: Float[Tensor, "H T D"], num: int) -> Float[Tensor, "H votes D"
     if num_queries <= num:
         return query
     return query[:, [round((i + 1) * num_queries / num) - 1 for i in range(num)]]
+
+
+def longest(query: Float[Tensor, "H T D"], num: int) -> Float[Tensor, "H votes D"]:
+    """The queries of so many tokens whose vectors are the longest, as the mean over heads.
+
+    What they look for stands out most: a softmax is the more peaked the longer its query.
+    """
+    num = min(num, query.shape[1])
+    lengths = torch.linalg.vector_norm(query.float(), dim=-1).mean(dim=0)
+    return query[:, lengths.topk(num).indices.sort().values]
 
 
 def spread_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
@@ -104,13 +166,20 @@ class Ranking:
 
     Attributes:
         score: from event keys; None where the keys of all tokens are asked for (`recall.exact`).
+        score_asking: the same for a question over many events; None is `score`.
         reading_keys: while a long chunk is read, events are ranked by that many of their keys, the first;
             None is all of them. A question is always compared with all.
     """
 
     sample: Callable[[Tensor], Tensor]
     score: Scorer | None
+    score_asking: Scorer | None = None
     reading_keys: int | None = None
+
+    def scorer(self, num_queries: int) -> Scorer | None:
+        """What scores events for a chunk of so many queries."""
+        is_question = num_queries <= ASKING_TOKENS
+        return self.score_asking if is_question and self.score_asking is not None else self.score
 
     def parts(self, parts: Sequence[IndexPart], num_queries: int) -> Sequence[IndexPart]:
         """The event keys to compare with, for a chunk of so many queries."""
@@ -121,6 +190,8 @@ class Ranking:
 
 SCORERS: Mapping[str, Ranking] = {
     "dot": Ranking(sample=mean_query, score=dot),
-    "votes": Ranking(sample=spread_queries, score=votes, reading_keys=READING_KEYS),
+    "votes": Ranking(
+        sample=spread_queries, score=votes, score_asking=votes_in_two_stages, reading_keys=READING_KEYS
+    ),
     "exact": Ranking(sample=many_queries, score=None),
 }
