@@ -155,27 +155,7 @@ def parting(lm: EpisodicLM, stock: HFLM, task: Task, answered: Answered) -> str:
     differ = float((here - there).abs().max())
     verdict = "a tie" if max(gaps) <= differ else "no tie"
     lines.append(f"  the programs' logits differ by up to {differ:.4f} here: {verdict}")
-    if answered.asked.token_ids != answered.their_ids:
-        said = generated(stock, answered.asked.token_ids, task)
-        lines.append(
-            "  as one text the prompt has other tokens; to ours the harness's model says "
-            + ("what we say" if said == answered.ours else f"{said!r}")
-        )
     return "\n".join(lines)
-
-
-def generated(stock: HFLM, token_ids: Sequence[int], task: Task) -> str:
-    """What the harness's model says to these ids."""
-    ids = torch.tensor([list(token_ids)], device=stock.device)
-    out = stock.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=task.answer_tokens,
-        do_sample=False,
-        pad_token_id=stock.tokenizer.pad_token_id,
-    )
-    said = stock.tokenizer.decode(out[0, len(token_ids) :], skip_special_tokens=True)
-    return until_stop(said, task.stops)[0]
 
 
 def compared(
