@@ -175,3 +175,32 @@ def test_a_copy_that_goes_on_costs_what_it_is_told_and_not_what_was_told_before(
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held / len(copies) < 16 * (30 * 6 + 2 * 30) + 2000  # all of it is 960,000 bytes
+
+
+@given(score_lists)
+def test_to_take_off_nothing_changes_nothing_and_to_take_off_itself_leaves_nothing(rows):
+    trace = traced(rows)
+    before = trace.totals
+    trace.take_off(RecallTrace())
+    assert (trace.totals == before).all()
+    trace.take_off(traced(rows))
+    assert trace.strongest(6) == [] and (trace.totals == 0).all()
+
+
+def test_what_is_recalled_whatever_is_asked_is_no_evidence_beside_what_stands_out_now():
+    usual, trace = RecallTrace(), RecallTrace()
+    for layer_idx in range(3):
+        usual.add(layer_idx, np.array([9.0, 0.0, 0.1, 0.2], dtype=np.float32), [0])
+        trace.add(layer_idx, np.array([9.0, 0.0, 5.0, 0.2, 0.1], dtype=np.float32), range(5))
+    assert trace.strongest(1)[0].event == 0
+    trace.take_off(usual)
+    assert trace.strongest(1)[0].event == 2
+
+
+def test_only_the_same_layers_recalls_are_taken_off():
+    usual, trace = RecallTrace(), RecallTrace()
+    usual.add(1, np.array([9.0, 0.0, 0.0], dtype=np.float32), [0])
+    trace.add(0, np.array([9.0, 0.0, 0.0], dtype=np.float32), [0])
+    before = trace.totals
+    trace.take_off(usual)
+    assert (trace.totals == before).all()

@@ -168,13 +168,43 @@ def recall_of(scores: NDArray[np.float32], recalled: Sequence[int]) -> Recall:
     return Recall(len(scores), events, standardised(scores, events).astype(np.float32))
 
 
+@dataclass
+class LayerStanding:
+    """How the events of one layer stood, over its recalls.
+
+    Attributes:
+        total: standardised scores of all recalls, added up.
+        habit: what each event scores as a habit.
+        num_recalls: that were added up.
+    """
+
+    total: NDArray[np.float32]
+    habit: NDArray[np.float32]
+    num_recalls: int = 0
+
+    def add(self, standing: NDArray[np.float64], habit: NDArray[np.float64]) -> None:
+        """Count one recall, of at least as many events as those before."""
+        self.total = np.pad(self.total, (0, len(standing) - len(self.total)))
+        self.total += standing.astype(np.float32)
+        self.habit = habit.astype(np.float32)
+        self.num_recalls += 1
+
+    def beyond(self, usual: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is beyond the habit and what else is usual, in relation to both; over all recalls."""
+        usual = self.habit + np.pad(usual, (0, max(0, len(self.habit) - len(usual))))[: len(self.habit)]
+        return np.maximum(self.total - self.num_recalls * usual, 0.0) / (1.0 + usual)
+
+
+_NOTHING = np.zeros(0, dtype=np.float32)
+
+
 class RecallTrace:
     """Adds up the layers' scores over one or more recalls. Written by the memory that recalls."""
 
     def __init__(self) -> None:
-        self._total = np.zeros(0, dtype=np.float64)
+        self._standings: dict[int, LayerStanding] = {}
         self._layers: dict[int, set[int]] = {}
-        self._num_added = 0
+        self._usual: RecallTrace | None = None
 
     def add(
         self,
@@ -185,28 +215,39 @@ class RecallTrace:
         habit: Habit | None = None,
     ) -> None:
         """Count one layer's recall: the scores of all events, and which were recalled."""
-        if len(scores) > len(self._total):
-            self._total = np.pad(self._total, (0, len(scores) - len(self._total)))
-        standing = standardised(scores)
-        if habit is not None:
-            usual = habit.mean(len(scores))
-            standing = np.maximum(standing - usual, 0.0) / (1.0 + usual)
-        self._total[: len(scores)] += standing
-        self._num_added += 1
+        usual = np.zeros(len(scores)) if habit is None else habit.mean(len(scores))
+        layer = self._standings.setdefault(layer_idx, LayerStanding(_NOTHING, _NOTHING))
+        layer.add(standardised(scores), usual)
         for event in recalled:
             self._layers.setdefault(event, set()).add(layer_idx)
+
+    def take_off(self, usual: RecallTrace) -> None:
+        """What this other trace holds is no evidence: it is recalled whatever is asked."""
+        self._usual = usual
+
+    def standing(self, layer_idx: int) -> NDArray[np.float32]:
+        """Mean standardised score of each event in the recalls of a layer, its habit not taken off."""
+        layer = self._standings.get(layer_idx)
+        return _NOTHING if layer is None else layer.total / np.float32(layer.num_recalls)
 
     @property
     def totals(self) -> NDArray[np.float64]:
         """What every event scores in all, recalled or not; the order that `strongest` goes by."""
-        return self._total.copy()
+        num_events = max((len(layer.total) for layer in self._standings.values()), default=0)
+        totals = np.zeros(num_events)
+        for layer_idx, layer in self._standings.items():
+            usual = _NOTHING if self._usual is None else self._usual.standing(layer_idx)
+            totals[: len(layer.total)] += layer.beyond(usual)
+        return totals
 
     def strongest(self, limit: int) -> list[RecalledEvent]:
         """The recalled events that all layers together found most similar, strongest first."""
+        totals = self.totals
+        num_recalls = sum(layer.num_recalls for layer in self._standings.values())
         recalled = np.array(sorted(self._layers), dtype=np.int64)
-        order = recalled[np.argsort(-self._total[recalled], kind="stable")[:limit]]
+        order = recalled[np.argsort(-totals[recalled], kind="stable")[:limit]]
         return [
-            RecalledEvent(int(i), float(self._total[i]) / self._num_added, len(self._layers[int(i)]))
+            RecalledEvent(int(i), float(totals[i]) / num_recalls, len(self._layers[int(i)]))
             for i in order
-            if self._total[i] > 0
+            if totals[i] > 0
         ]
