@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 from tests.support import stories
@@ -29,6 +30,7 @@ def asked(lm, memory):
     """The context in which the first question is answered, and the head's and question's lengths."""
     fork = memory.fork()
     trace = fork.trace_recall()
+    trace.take_off(lm.asking.usual(memory))
     prompt = lm.chat_format.question(QUESTION, is_first=True)
     num_template = len(lm.chat_format.encode(lm.chat_format.before_answer))
     read_tokens(lm.model, lm.cache(fork), prompt[:-num_template], chunk_tokens=32)
@@ -41,22 +43,67 @@ def asked(lm, memory):
     return context, head, prompt
 
 
-def test_the_context_is_the_opening_then_passages_of_the_text_in_order_then_the_question(lm):
-    memory = read(lm)
+def pieces_of(context, log, between):
+    """The spans of the log that follow one another in a context, parted by `between`."""
+    spans, at = [], 0
+    while at < len(context):
+        first = spans[-1][1] if spans else 0
+        longest = max((agreeing(context[at:], log[start:]), -start) for start in range(first, len(log)))
+        spans.append((-longest[1], -longest[1] + longest[0]))
+        at += longest[0]
+        if at < len(context):
+            assert context[at : at + len(between)] == between
+            at += len(between)
+    return spans
+
+
+def agreeing(one, other):
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def test_the_context_is_the_head_then_passages_of_the_text_in_order_then_the_tail(lm):
+    memory = read(lm, recollect_tokens=200)
     context, head, prompt = asked(lm, memory)
-    assert context[:head] == memory.token_ids(0, head).tolist()
-    assert context[-len(prompt) :] == list(prompt)
-    passages = context[head : -len(prompt)]
-    assert 0 < len(passages) <= SMALL.recollect_tokens + 20 * len(lm.asking.between)
-    between, log, at = list(lm.asking.between), memory.token_ids().tolist(), head
-    piece: list[int] = []
-    while passages:
-        if passages[: len(between)] == between:
-            passages = passages[len(between) :]
-            at = next(i for i in range(at, len(log)) if log[i : i + len(piece)] == piece) + len(piece)
-            piece = []
-        else:
-            piece.append(passages.pop(0))
+    log = memory.token_ids().tolist() + list(prompt)
+    first, *passages, last = pieces_of(context, log, list(lm.asking.between))
+    assert first[0] == 0 and first[1] >= max(head, SMALL.sink_tokens)
+    assert last[1] == len(log) and last[0] <= memory.num_tokens
+    assert passages and all(stop < start for (_, stop), (start, _) in pairwise([first, *passages, last]))
+
+
+@pytest.mark.parametrize("head_tokens", [0, 3, 20, 60])
+@pytest.mark.parametrize("budget", [1, 80, 200])
+def test_what_no_recall_can_bring_back_stands_in_the_context(lm, head_tokens, budget):
+    memory = read(lm, recollect_tokens=budget)
+    fork = memory.fork()
+    trace = fork.trace_recall()
+    start = memory.num_tokens
+    read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
+    ids = lm.asking.context(fork, trace, head_stop=head_tokens, tail_start=start, question_start=start)
+    log, unrecalled = fork.token_ids().tolist(), int(fork.recallable_spans()[-1, 1])
+    assert start - SMALL.local_tokens <= unrecalled < start  # some of the text is in the local window
+    head_stop = max(head_tokens, SMALL.sink_tokens)
+    assert ids[:head_stop] == log[:head_stop]
+    assert ids[-(len(log) - unrecalled) :] == log[unrecalled:]
+    num_passages = len(ids) - head_stop - (len(log) - unrecalled)
+    most = max(budget - (start - unrecalled), budget // 2)
+    assert num_passages <= most + (1 + most) * len(lm.asking.between)
+
+
+def test_an_event_that_begins_in_the_instructions_is_read_from_the_text_on(lm):
+    memory = read(lm, recollect_tokens=4000)
+    fork = memory.fork()
+    trace = fork.trace_recall()
+    start = memory.num_tokens
+    read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
+    first = fork.recallable_spans()[0]
+    head = int(first[0]) + 1
+    assert head < first[1]
+    ids = lm.asking.context(fork, trace, head_stop=head, tail_start=start, question_start=start)
+    if 0 in [one.event for one in trace.strongest(256)]:
+        assert ids[: first[1]] == fork.token_ids(0, int(first[1])).tolist()
 
 
 def test_the_answer_is_what_stock_attention_says_in_that_context(lm):
@@ -98,8 +145,21 @@ def test_what_the_template_recalls_is_no_part_of_the_consensus(lm):
         totals.append(trace.totals.copy())
     fork = memory.fork()
     alone = fork.trace_recall()
+    alone.take_off(lm.asking.usual(memory))
     read_tokens(lm.model, lm.cache(fork), prompt[:-4], chunk_tokens=32)
     assert (totals[0] == alone.totals).all() and (totals[0] != totals[1]).any()
+
+
+def test_what_a_neutral_question_recalls_is_taken_off_and_the_memory_is_as_before(lm):
+    memory = read(lm)
+    num_tokens = memory.num_tokens
+    usual = lm.asking.usual(memory)
+    fork = memory.fork()
+    trace = fork.trace_recall()
+    read_tokens(lm.model, lm.cache(fork), lm.asking.neutral, chunk_tokens=32)
+    assert usual.totals.any() and (usual.totals == trace.totals).all()
+    trace.take_off(usual)
+    assert trace.strongest(5) == [] and memory.num_tokens == num_tokens
 
 
 def test_a_text_that_is_attended_to_whole_is_not_read_again(lm):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from emllm.config import MemoryConfig
 from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
@@ -21,6 +23,8 @@ from emllm.recall.trace import RecallTrace
 
 #: Events of the consensus that are looked at: more than ever fit.
 _NUM_RANKED = 256
+#: What is asked to know what is recalled whatever is asked.
+NEUTRAL_QUESTION = "What is this text about?"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Asking:
         fresh: an empty memory with these settings.
         between: ids that part one passage from the next.
         stop_ids: ids that end an answer.
+        neutral: ids of a question that asks for nothing in particular, without the template after it.
     """
 
     model: Any
@@ -39,6 +44,7 @@ class Asking:
     fresh: Callable[[MemoryConfig], EpisodicMemory]
     between: tuple[int, ...]
     stop_ids: frozenset[int]
+    neutral: tuple[int, ...]
 
     def answer(
         self,
@@ -66,6 +72,7 @@ class Asking:
         if not recollects(memory):
             yield from self._generate(memory, prompt_ids, choose, max_new_tokens)
             return
+        trace.take_off(self.usual(memory))
         start, stop = (template.start, template.stop) if template else (len(prompt_ids), len(prompt_ids))
         self._read(memory, prompt_ids[:start])
         memory.end_trace()
@@ -89,6 +96,13 @@ class Asking:
             if keep:
                 self._read(memory, answer_ids)
 
+    def usual(self, memory: EpisodicMemory) -> RecallTrace:
+        """What a neutral question recalls, asked on a fork: no evidence for any other."""
+        fork = memory.fork()
+        trace = fork.trace_recall()
+        self._read(fork, self.neutral)
+        return trace
+
     def context(
         self,
         memory: EpisodicMemory,
@@ -100,25 +114,31 @@ class Asking:
     ) -> list[int]:
         """What is read in place of the memory: its head, the passages in order, and its tail.
 
-        The head is at most a quarter of what the model was trained on; the tail is no longer than the local
-        window, but has the whole question.
+        What no recall can bring back stands there as it is, as it does for every layer: the sinks are part of
+        the head, and the tail begins where the last event ends that has left the local window. What leads to
+        the text is at most a quarter of what the model was trained on. The tail, without the question, counts
+        among the tokens that are read again; half of them are for passages whatever its length.
         """
         config = memory.config
-        head_stop = min(head_stop, memory.geometry.trained_tokens // 4)
-        tail_start = min(max(tail_start, memory.num_tokens - config.local_tokens), question_start)
-        ranking = [one.event for one in trace.strongest(_NUM_RANKED)]
+        text_start = min(head_stop, memory.geometry.trained_tokens // 4)
+        head_stop = min(max(text_start, config.sink_tokens), question_start)
         known = memory.recallable_spans()
-        sizes = known[:, 1] - known[:, 0]
-        events = events_to_reread(ranking, sizes, budget_tokens=config.recollect_tokens)
-        spans = [
-            (start, min(stop, tail_start))
-            for start, stop in joined_spans(known[events])
-            if head_stop <= start < tail_start
-        ]
-        ids = memory.token_ids(0, head_stop).tolist()
-        for start, stop in spans:
-            ids += [*memory.token_ids(start, stop).tolist(), *self.between]
-        return [*ids, *memory.token_ids(tail_start, memory.num_tokens).tolist()]
+        unrecalled = int(known[-1, 1]) if len(known) else 0
+        tail_start = max(tail_start, memory.num_tokens - config.local_tokens)
+        tail_start = max(min(tail_start, question_start, unrecalled), head_stop)
+        budget = config.recollect_tokens
+        events = events_to_reread(
+            [one.event for one in trace.strongest(_NUM_RANKED)],
+            known[:, 1] - known[:, 0],
+            budget_tokens=max(budget - (question_start - tail_start), budget // 2),
+        )
+        passages = known[events].clip(head_stop, tail_start).tolist()
+        spans = [(0, head_stop), *passages, (tail_start, memory.num_tokens)]
+        ids: list[int] = []
+        for start, stop in joined_spans(np.array([span for span in spans if span[0] < span[1]])):
+            ids += _kept(memory, start, stop)
+            ids += self.between if text_start != stop != memory.num_tokens else ()
+        return ids
 
     def _read(self, memory: EpisodicMemory, token_ids: Sequence[int]) -> None:
         """Read ids, if there are any."""
@@ -138,6 +158,16 @@ class Asking:
             stop_ids=self.stop_ids,
             chunk_tokens=memory.config.chunk_tokens,
         )
+
+
+def _kept(memory: EpisodicMemory, start: int, stop: int) -> list[int]:
+    """The tokens of a span that were not forgotten."""
+    ids: list[int] = []
+    for hole_start, hole_stop in [*sorted(memory.holes.tolist()), (stop, stop)]:
+        if start < min(hole_start, stop):
+            ids += memory.token_ids(start, min(hole_start, stop)).tolist()
+        start = max(start, hole_stop)
+    return ids
 
 
 def recollects(memory: EpisodicMemory) -> bool:
