@@ -21,6 +21,7 @@ from emllm.evaluation.answering import Outcome, Reply
 from emllm.evaluation.results import COSTS, RESULTS, RUN, key_of, read_lines
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.run import Run
+from emllm.evaluation.suites.files import NoSuchFileError
 from emllm.store import disk
 
 ROW, OTHER = Row("mine"), ROWS["streaming-llm"]
@@ -234,6 +235,22 @@ def test_no_samples_and_two_of_one_name_are_refused_before_anything_runs(
     with pytest.raises(SourceError, match=r"task tiny/one: (no samples|two samples are called 's0')"):
         start(lm, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_where_a_task_lacks_its_file_the_tasks_that_have_theirs_are_named(lm, fake, tmp_path, monkeypatch):
+    def made(task, needs):
+        if task.name != "tiny/two":
+            raise NoSuchFileError("there is no x.jsonl in the data folder data (--data)")
+        yield sample(0)
+
+    monkeypatch.setattr("tiny_suite_samples.samples", made)
+    said = "^task tiny/one: there is no x.jsonl in the data folder data \\(--data\\)"
+    with pytest.raises(
+        SourceError, match=f"{said}; of these tasks, tiny/two have their files \\(--tasks\\)$"
+    ):
+        start(lm, tmp_path)
+    with pytest.raises(SourceError, match=f"{said}$"):
+        start(lm, tmp_path, TASKS[:1])
 
 
 def test_a_folder_of_something_else_is_left_alone(lm, fake, tmp_path):

@@ -23,6 +23,7 @@ from emllm.evaluation.rows import Row
 from emllm.evaluation.samples import Sample
 from emllm.evaluation.scoring import costs_line, failed_line, result_line
 from emllm.evaluation.suites import SampleNeeds, samples_function
+from emllm.evaluation.suites.files import NoSuchFileError
 from emllm.evaluation.surroundings import surroundings
 from emllm.evaluation.task import Task
 from emllm.evaluation.wishes import RunWishes
@@ -133,6 +134,25 @@ class Run:
         return plan, num_samples
 
     def _samples(self, task: Task) -> Iterator[tuple[int, Sample]]:
+        """The samples with their numbers.
+
+        Raises:
+            SourceError: they cannot be had; for want of a file it names the tasks that have theirs.
+        """
+        try:
+            yield from self._made(task)
+        except NoSuchFileError as error:
+            there = [other.name for other in self._wishes.tasks if other != task and self._has_files(other)]
+            hint = f"; of these tasks, {', '.join(there)} have their files (--tasks)" if there else ""
+            raise SourceError(f"task {task.name}: {error}{hint}") from error
+
+    def _has_files(self, task: Task) -> bool:
+        try:
+            return next(self._made(task), None) is not None
+        except SourceError:
+            return False
+
+    def _made(self, task: Task) -> Iterator[tuple[int, Sample]]:
         made = samples_function(task.samples)(task, self._needs)
         return enumerate(islice(made, self._wishes.limit))
 
