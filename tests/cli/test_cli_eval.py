@@ -161,6 +161,7 @@ class TestMistakes:
             (("tiny", "--limit", "0"), "limit must be >= 1"),
             (("tiny", "--shards", "2", "--shard", "2"), "shard must be < shards = 2"),
             (("tiny", "--data", "/nowhere/data"), "/nowhere/data: no such data folder"),
+            (("tiny", "--data", __file__), "a file, not a data folder"),
             (("tiny", "--preset", "em-llm"), "preset='em-llm': every row has its own"),
             (("tiny", "--variant", "SM"), "variant='SM': every row has its own"),
             (("tiny", "--rows", "em-llm", "--segmenter", "fixed"), "contradicts row em-llm"),

@@ -5,8 +5,6 @@ This module does not know how anything is run or scored.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from emllm.cli.terminal import SECONDS_BETWEEN_LINES, duration, one_line, remark
+from emllm.cli.terminal import duration, one_line, progress_bar
 
 if TYPE_CHECKING:
     from emllm.evaluation.pace import Step
@@ -92,37 +90,9 @@ def described_suites(
 
 @contextmanager
 def progress_of(place: Path) -> Iterator[Callable[[Step], None]]:
-    """A callback that shows how far a run has come: a bar on a terminal, else a line now and then."""
-    if not sys.stderr.isatty():
-        yield _line_now_and_then()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(one_line(str(place), width=30), total=None, state="")
-
-        def show(step: Step) -> None:
-            bar.update(task, total=step.num_total, completed=step.num_done, state=_state(step))
-
-        yield show
-
-
-def _line_now_and_then() -> Callable[[Step], None]:
-    last = time.monotonic()
-
-    def show(step: Step) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            remark(_state(step))
-
-    return show
+    """A callback that shows how far a run has come."""
+    with progress_bar(one_line(str(place), width=30)) as show:
+        yield lambda step: show(step.num_done, step.num_total, _state(step))
 
 
 def _state(step: Step) -> str:

@@ -80,9 +80,21 @@ def working(what: str) -> Iterator[None]:
 
 @contextmanager
 def reading(name: str) -> Iterator[ProgressCallback]:
-    """A callback that shows how far reading has come: a bar on a terminal, else a line now and then."""
+    """A callback that shows how far reading has come."""
+    with progress_bar(f"reading {one_line(name, width=30)}", said=f"reading {name}: ") as show:
+        yield lambda progress: show(progress.num_read, progress.num_total, _state(progress))
+
+
+@contextmanager
+def progress_bar(what: str, *, said: str = "") -> Iterator[Callable[[int, int, str], None]]:
+    """A callback of done, total and words: a bar on a terminal, else a line now and then.
+
+    Args:
+        what: stands before the bar.
+        said: stands before the words of a line.
+    """
     if not sys.stderr.isatty():
-        yield _line_now_and_then(name)
+        yield _line_now_and_then(said)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -93,22 +105,18 @@ def reading(name: str) -> Iterator[ProgressCallback]:
         TextColumn("{task.fields[state]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"reading {one_line(name, width=30)}", total=None, state="")
-
-        def show(progress: ReadProgress) -> None:
-            bar.update(task, total=progress.num_total, completed=progress.num_read, state=_state(progress))
-
-        yield show
+        task = bar.add_task(what, total=None, state="")
+        yield lambda done, total, state: bar.update(task, total=total, completed=done, state=state)
 
 
-def _line_now_and_then(name: str) -> Callable[[ReadProgress], None]:
+def _line_now_and_then(said: str) -> Callable[[int, int, str], None]:
     last = time.monotonic()
 
-    def show(progress: ReadProgress) -> None:
+    def show(done: int, total: int, state: str) -> None:
         nonlocal last
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            remark(f"reading {name}: {_state(progress)}")
+            remark(f"{said}{state}")
 
     return show
 
