@@ -131,8 +131,8 @@ class MemoryConfig:
         recollect: whether a question is answered from what all layers together recall for it, read again in
             order: `never`, `always`, or `auto`, where not all of the text can be attended to. It
             may differ whenever a memory is opened.
-        recollect_tokens: of the passages that are read again; None is as many as are local and recalled.
-            It may differ likewise.
+        recollect_tokens: of what is read again, passages and the last tokens; None is as many as are local
+            and recalled. It may differ likewise.
         codec: how keys and values are stored once they have left the local window: `exact`, `bf16`, `fp8`,
             `int8` or `int4`.
         device_budget: bytes of stored keys and values kept where the layers compute; None is chosen
