@@ -102,6 +102,17 @@ def test_stock_generate_with_a_covering_memory_writes_the_stock_text(lm, shared_
     assert torch.equal(ours, stock) and torch.equal(continued, stock)
 
 
+def test_a_model_that_would_keep_gradients_is_told_what_to_do_and_reads_on(lm, memory):
+    before = state(memory)
+    ids = torch.tensor([lm.chat_format.encode("Lily went")])
+    with pytest.raises(InputError, match=r"inside torch\.no_grad\(\)"):
+        lm.model(ids, past_key_values=lm.cache(memory))
+    assert state(memory) == before
+    with torch.no_grad():
+        lm.model(ids, past_key_values=lm.cache(memory))
+    assert memory.num_tokens == before[0] + ids.shape[1]
+
+
 def test_documents_keep_their_names_and_places(lm, tmp_path):
     (tmp_path / "first.txt").write_text("Lily had a red ball and a big dog.")
     memory = lm.memory(config=SMALL)

@@ -136,10 +136,15 @@ class SequenceMemory:
 
         Returns:
             ``[H, T, D]``, in the dtype of the query.
+
+        Raises:
+            InputError: no such chunk was begun, or gradients are asked for.
         """
         if self._pending is None or self._view is None or query.shape[1] != len(self._pending):
             begun = 0 if self._pending is None else len(self._pending)
             raise InputError(f"attend got {query.shape[1]} tokens, but the chunk that was begun has {begun}")
+        if query.requires_grad or key.requires_grad or value.requires_grad:
+            raise InputError("gradients do not go through a memory; call the model inside torch.no_grad()")
         options = AttentionOptions(scaling, softcap, sink_logits)
         return self._layers[layer_idx].attend(self._log, self._view, query, key, value, options)
 
