@@ -180,7 +180,7 @@ def test_a_fork_at_rest_holds_no_context_and_goes_on_to_the_bit(lm):
 
 def test_a_document_that_was_begun_and_not_read_leaves_no_trace(lm, tmp_path):
     memory = lm.memory(tmp_path / "mem", SMALL)
-    lm._open(memory)
+    lm._reading.open(memory)
     memory.begin_document(DocumentRecord("story", 1, 1, 9, "", "text", 9, 0.0))
     memory.drop_document_without_tokens()
     memory.close()

@@ -7,7 +7,6 @@ asked is unchanged. This module does not know attention, events or how anything 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -19,9 +18,8 @@ from typing import Any
 from emllm.answers import Answer, Evidence, Stats, peak_rss_bytes
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
-from emllm.documents.document import Document
-from emllm.documents.load import load_all
 from emllm.errors import InputError, ModelError
+from emllm.evidence import evidence_of
 from emllm.generation import Sampling, text_pieces
 from emllm.memory import EpisodicMemory
 from emllm.memory.stored import open_memory
@@ -32,14 +30,12 @@ from emllm.models.chat import ChatFormat, chat_format
 from emllm.models.fingerprint import difference, fingerprint
 from emllm.models.load import load_model
 from emllm.models.sampling import make_chooser
-from emllm.reading import ProgressCallback, ReadProgress, check_fits, read_tokens
+from emllm.reading import ProgressCallback, read_tokens
 from emllm.recall.trace import RecallTrace
 from emllm.recollecting import Asking
+from emllm.remembering import DocumentReading, counting
 from emllm.store.contents import DocumentRecord
 from emllm.store.renewing import renewed
-
-#: What `EpisodicMemory.read` takes: a path to a file or folder, or text (a `str`), or a document.
-Source = Path | str | Document
 
 DEFAULT_EVIDENCE = 5
 
@@ -133,7 +129,7 @@ class EpisodicLM:
                 piece_of=self._piece_of,
                 read_only=read_only,
             )
-        memory.reader = self._read
+        memory.reader = self._reading.read
         return memory
 
     @property
@@ -155,82 +151,9 @@ class EpisodicLM:
         """What to give the model as ``past_key_values``; row b of a batch is read into ``memories[b]``."""
         return self._attachment.cache(*memories)
 
-    def _read(
-        self, memory: EpisodicMemory, source: Source, name: str | None, progress: ProgressCallback | None
-    ) -> list[DocumentRecord]:
-        """Read documents into a memory; see `EpisodicMemory.read`."""
-        if memory.dialogue == "answered":
-            raise InputError(
-                "a memory in which questions were answered cannot read documents; fork it before asking"
-            )
-        stored = []
-        for document in self._documents(source, name):
-            if memory.home is None:
-                check_fits(len(document.text.encode()), self.geometry, name=document.name)
-            stored.append(self._read_document(memory, document, progress))
-        return stored
-
-    def _documents(self, source: Source, name: str | None) -> list[Document]:
-        if isinstance(source, Document):
-            return [source]
-        if isinstance(source, Path):
-            return load_all([source]).documents
-        if not source.strip():
-            raise InputError(f"text to read must not be empty, got {source!r}")
-        return [Document(name or "text", source)]
-
-    def _read_document(
-        self, memory: EpisodicMemory, document: Document, progress: ProgressCallback | None
-    ) -> DocumentRecord:
-        """Read a document, or the rest of it; one that was read already is not read again.
-
-        Raises:
-            InputError: another document was begun and not finished.
-        """
-        digest = hashlib.sha256(document.text.encode()).hexdigest()
-        begun = memory.document_being_read
-        if begun is None:
-            for known in memory.documents:
-                if known.sha256 == digest and known.name == document.name:
-                    return known
-            self._open(memory)
-            is_first = memory.dialogue == "opened"
-        elif begun.sha256 == digest:
-            is_first = len(memory.documents) == 1
-        else:
-            raise InputError(
-                f"{begun.name} was read up to token {begun.stop - begun.start:,} of {begun.num_tokens:,}; "
-                f"read the rest of it, or forget it, before {document.name}"
-            )
-        token_ids = self.chat_format.encode(document.text if is_first else f"\n\n{document.text}")
-        if begun is None:
-            memory.begin_document(
-                DocumentRecord(
-                    name=document.name,
-                    start=memory.num_tokens,
-                    stop=memory.num_tokens,
-                    num_tokens=len(token_ids),
-                    sha256=digest,
-                    kind=document.kind,
-                    num_bytes=document.num_bytes,
-                    read_seconds=0.0,
-                )
-            )
-        else:
-            token_ids = token_ids[begun.stop - begun.start :]
-        chunk = memory.config.chunk_tokens
-        try:
-            read_tokens(
-                self.model,
-                self.cache(memory),
-                token_ids,
-                chunk_tokens=chunk,
-                progress=_counted(memory, progress),
-            )
-        finally:
-            memory.drop_document_without_tokens()
-        memory.flush()
-        return memory.documents[-1]
+    @property
+    def _reading(self) -> DocumentReading:
+        return DocumentReading(self.model, self.cache, self.geometry, lambda: self.chat_format)
 
     def reread(
         self, path: str | Path, token: int, *, progress: ProgressCallback | None = None
@@ -263,21 +186,9 @@ class EpisodicLM:
                         )
                     chunk = memory.config.chunk_tokens
                     cache = self.cache(memory)
-                    counted = progress if document is None else _counted(memory, progress)
+                    counted = progress if document is None else counting(memory, progress)
                     read_tokens(self.model, cache, token_ids, chunk_tokens=chunk, progress=counted)
         return [document for document, _ in texts if document is not None]
-
-    def _open(self, memory: EpisodicMemory) -> None:
-        """Read what the chat template puts before the first words, once."""
-        if memory.dialogue == "empty":
-            opening = self.chat_format.opening
-            chunk = memory.config.chunk_tokens
-            memory.dialogue = "opened"  # first, so that it is written with the tokens
-            try:
-                read_tokens(self.model, self.cache(memory), opening, chunk_tokens=chunk)
-            except BaseException:
-                memory.dialogue = "opened" if memory.num_tokens else "empty"
-                raise
 
     def ask(
         self,
@@ -366,7 +277,7 @@ class EpisodicLM:
         """Ask and answer in place; the generated ids are appended to `ids`."""
         if not question.strip():
             raise InputError(f"a question must not be empty, got {question!r}")
-        self._open(memory)
+        self._reading.open(memory)
         chat = self.chat_format
         is_first = memory.dialogue != "answered"
         prompt = chat.encode(question + chat.before_answer) if memory.dialogue == "opened" else None
@@ -407,23 +318,7 @@ class EpisodicLM:
 
     def evidence(self, memory: EpisodicMemory, trace: RecallTrace, limit: int) -> tuple[Evidence, ...]:
         """The strongest events of a trace, with their texts and places."""
-        found = []
-        for recalled in trace.strongest(limit):
-            event = memory.event(recalled.event)
-            place = memory.place(event.start)
-            found.append(
-                Evidence(
-                    event=recalled.event,
-                    start=event.start,
-                    stop=event.stop,
-                    document=None if place is None else place[0],
-                    position=None if place is None else place[1],
-                    text=self.chat_format.decode(memory.token_ids(event.start, event.stop)),
-                    score=recalled.score,
-                    layers=recalled.layers,
-                )
-            )
-        return tuple(found)
+        return evidence_of(memory, trace, limit, self.chat_format.decode)
 
     def close(self) -> None:
         """Give the model back as it was, bit for bit."""
@@ -436,22 +331,6 @@ class EpisodicLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _counted(memory: EpisodicMemory, progress: ProgressCallback | None) -> ProgressCallback:
-    """A callback that adds what is read to the memory's figures, and then calls another."""
-    tokens, seconds = memory.read_tokens, memory.read_seconds
-    own_seconds = memory.documents[-1].read_seconds
-
-    def count(now: ReadProgress) -> None:
-        memory.read_tokens, memory.read_seconds = tokens + now.num_read, seconds + now.seconds
-        memory.documents[-1] = dataclasses.replace(
-            memory.documents[-1], read_seconds=own_seconds + now.seconds
-        )
-        if progress is not None:
-            progress(now)
-
-    return count
 
 
 def _recorded(tokens: Iterator[int], ids: list[int]) -> Iterator[int]:

@@ -43,16 +43,16 @@ class TestAsk:
     def test_several_questions_share_one_reading(
         self, run, story: Path, model, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import emllm.lm
+        import emllm.remembering
 
         readings = []
-        read = emllm.lm.read_tokens
+        read = emllm.remembering.read_tokens
 
         def count(*args: object, **kwargs: object) -> None:
             readings.append(len(args[2]))
             read(*args, **kwargs)
 
-        monkeypatch.setattr("emllm.lm.read_tokens", count)
+        monkeypatch.setattr("emllm.remembering.read_tokens", count)
         ended = run("ask", story, "-q", "Who?", "-q", "What?", *model, *SHORT, "--json")
         first, second = map(json.loads, ended.out.splitlines())
         assert first["stats"]["tokens"] == second["stats"]["tokens"]

@@ -1,0 +1,152 @@
+"""Reading documents into memories with a model: each one once, and on from where it was interrupted.
+
+This module does not know how a question is answered, nor where a memory is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emllm.attention.geometry import ModelGeometry
+from emllm.documents.document import Document
+from emllm.documents.load import load_all
+from emllm.errors import InputError
+from emllm.memory import EpisodicMemory
+from emllm.models.chat import ChatFormat
+from emllm.reading import ProgressCallback, ReadProgress, check_fits, read_tokens
+from emllm.store.contents import DocumentRecord
+
+#: What `EpisodicMemory.read` takes: a path to a file or folder, or text (a `str`), or a document.
+Source = Path | str | Document
+
+
+@dataclass(frozen=True)
+class DocumentReading:
+    """A model that reads documents into memories.
+
+    Attributes:
+        cache_of: the cache that runs the model through a memory.
+        geometry: of the model.
+        chat_format: where its template puts documents.
+    """
+
+    model: Any
+    cache_of: Callable[[EpisodicMemory], Any]
+    geometry: ModelGeometry
+    chat_format: Callable[[], ChatFormat]
+
+    def read(
+        self, memory: EpisodicMemory, source: Source, name: str | None, progress: ProgressCallback | None
+    ) -> list[DocumentRecord]:
+        """Read documents into a memory; see `EpisodicMemory.read`."""
+        if memory.dialogue == "answered":
+            raise InputError(
+                "a memory in which questions were answered cannot read documents; fork it before asking"
+            )
+        stored = []
+        for document in documents_of(source, name):
+            if memory.home is None:
+                check_fits(len(document.text.encode()), self.geometry, name=document.name)
+            stored.append(self._read_document(memory, document, progress))
+        return stored
+
+    def open(self, memory: EpisodicMemory) -> None:
+        """Read what the chat template puts before the first words, once."""
+        if memory.dialogue == "empty":
+            opening = self.chat_format().opening
+            chunk = memory.config.chunk_tokens
+            memory.dialogue = "opened"  # first, so that it is written with the tokens
+            try:
+                read_tokens(self.model, self.cache_of(memory), opening, chunk_tokens=chunk)
+            except BaseException:
+                memory.dialogue = "opened" if memory.num_tokens else "empty"
+                raise
+
+    def _read_document(
+        self, memory: EpisodicMemory, document: Document, progress: ProgressCallback | None
+    ) -> DocumentRecord:
+        """Read a document, or the rest of it; one that was read already is not read again.
+
+        Raises:
+            InputError: another document was begun and not finished.
+        """
+        digest = hashlib.sha256(document.text.encode()).hexdigest()
+        begun = memory.document_being_read
+        if begun is None:
+            for known in memory.documents:
+                if known.sha256 == digest and known.name == document.name:
+                    return known
+            self.open(memory)
+            is_first = memory.dialogue == "opened"
+        elif begun.sha256 == digest:
+            is_first = len(memory.documents) == 1
+        else:
+            raise InputError(
+                f"{begun.name} was read up to token {begun.stop - begun.start:,} of {begun.num_tokens:,}; "
+                f"read the rest of it, or forget it, before {document.name}"
+            )
+        token_ids = self.chat_format().encode(document.text if is_first else f"\n\n{document.text}")
+        if begun is None:
+            memory.begin_document(
+                DocumentRecord(
+                    name=document.name,
+                    start=memory.num_tokens,
+                    stop=memory.num_tokens,
+                    num_tokens=len(token_ids),
+                    sha256=digest,
+                    kind=document.kind,
+                    num_bytes=document.num_bytes,
+                    read_seconds=0.0,
+                )
+            )
+        else:
+            token_ids = token_ids[begun.stop - begun.start :]
+        chunk = memory.config.chunk_tokens
+        try:
+            read_tokens(
+                self.model,
+                self.cache_of(memory),
+                token_ids,
+                chunk_tokens=chunk,
+                progress=counting(memory, progress),
+            )
+        finally:
+            memory.drop_document_without_tokens()
+        memory.flush()
+        return memory.documents[-1]
+
+
+def documents_of(source: Source, name: str | None) -> list[Document]:
+    """The documents of a file or folder, or a text as one.
+
+    Raises:
+        InputError: the text is empty.
+    """
+    if isinstance(source, Document):
+        return [source]
+    if isinstance(source, Path):
+        return load_all([source]).documents
+    if not source.strip():
+        raise InputError(f"text to read must not be empty, got {source!r}")
+    return [Document(name or "text", source)]
+
+
+def counting(memory: EpisodicMemory, progress: ProgressCallback | None) -> ProgressCallback:
+    """A callback that adds what is read to the memory's figures, and then calls another."""
+    tokens, seconds = memory.read_tokens, memory.read_seconds
+    own_seconds = memory.documents[-1].read_seconds
+
+    def count(now: ReadProgress) -> None:
+        memory.read_tokens, memory.read_seconds = tokens + now.num_read, seconds + now.seconds
+        memory.documents[-1] = dataclasses.replace(
+            memory.documents[-1], read_seconds=own_seconds + now.seconds
+        )
+        if progress is not None:
+            progress(now)
+
+    return count
