@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ _BLOCK_ON_CPU = 1 << 18
 _BLOCK_ELSEWHERE = 1 << 24
 
 
+@runtime_checkable
 class Packing(Protocol):
     """One of the two tensors of a page, in the sections that were placed for it."""
 
