@@ -32,7 +32,7 @@ from emllm.models.load import load_model
 from emllm.models.sampling import make_chooser
 from emllm.reading import ProgressCallback, read_tokens
 from emllm.recall.trace import RecallTrace
-from emllm.recollecting import Asking
+from emllm.recollecting import NEUTRAL_QUESTION, Asking
 from emllm.remembering import DocumentReading, counting
 from emllm.store.contents import DocumentRecord
 from emllm.store.renewing import renewed
@@ -314,6 +314,7 @@ class EpisodicLM:
             fresh=lambda config: self.memory(config=config),
             between=tuple(chat.encode("\n\n")),
             stop_ids=chat.stop_ids,
+            neutral=tuple(chat.encode(chat.before_question + NEUTRAL_QUESTION)),
         )
 
     def evidence(self, memory: EpisodicMemory, trace: RecallTrace, limit: int) -> tuple[Evidence, ...]:
