@@ -5,9 +5,11 @@
     python scripts/torture.py corrupt --trials 1000   bytes flipped, files cut, zeroed, swapped, deleted
 
 No model is needed: memories of tiny random layers, settings and codecs are driven with random keys and
-values, drawn from `--seed`. Whatever happens, what was reported as durable must be there, reading on must
-end with the bits of an undisturbed run, and damage must be named instead of answered from. Exit code 1 on
-any failure.
+values, drawn from `--seed`. `crash` and `faults` do the same to what is
+done to whole memories: forgetting, reading anew, copies, clones and what goes on in them, compacting.
+Whatever happens, what was reported as durable must be there, reading on must end with the bits of an
+undisturbed run, a document is forgotten wholly or not at all, and damage must be named instead of answered
+from. Exit code 1 on any failure.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from tests.support import corruption, crashes, torture
+from tests.support import corruption, crashes, operations, torture
 
 #: Memories that are killed, and damages that are done, for every case that is read undisturbed.
 MEMORIES_PER_CASE = 4
@@ -89,6 +91,13 @@ def crash(args: argparse.Namespace, scratch: Path) -> int:
             report.fail(f"{case}, {kills} kills", trial.problems)
             if num_kills >= args.kills:
                 return report.show(seed=args.seed, kills=num_kills)
+        for name, operation, undisturbed in _operations(case, scratch):
+            place = scratch / "place"
+            trial = operations.kill(operations.documented(case), operation, undisturbed, place, draw)
+            num_kills += trial.num_kills
+            counts = {"memories": 1, "kills": trial.num_kills, "failures": len(trial.problems)}
+            report.count(name, **counts)
+            report.fail(f"{case}, {name}", trial.problems)
     raise AssertionError("unreachable")
 
 
@@ -104,6 +113,8 @@ def faults(args: argparse.Namespace, scratch: Path) -> int:
                 crashes.left_by_a_crash(case, start, num_steps=begun)
             _every_fault(case, start, expected, scratch, report)
             shutil.rmtree(start, ignore_errors=True)
+        for name, operation, undisturbed in _operations(case, scratch):
+            _every_fault_of_an_operation(case, name, operation, undisturbed, scratch / "place", report)
     return report.show(seed=args.seed, memories=args.memories, tokens=args.tokens)
 
 
@@ -118,6 +129,37 @@ def _every_fault(
             counts = {"memories": 1, "told of it": int(trial.num_refused > 0), "died": trial.num_kills}
             report.count(fault, **counts, failures=len(trial.problems))
             report.fail(f"{case}, {fault} at {position} ({step})", trial.problems)
+
+
+def _every_fault_of_an_operation(
+    case: torture.Case,
+    name: str,
+    operation: operations.Operation,
+    undisturbed: operations.Known,
+    place: Path,
+    report: Report,
+) -> None:
+    case = operations.documented(case)
+    for fault in crashes.FAULTS:
+        for position, step in enumerate(undisturbed.steps):
+            trial = operations.fail(case, operation, undisturbed, place, position, fault)
+            counts = {"memories": 1, "told of it": int(trial.num_refused > 0), "died": trial.num_kills}
+            report.count(f"{name}, {fault}", **counts, failures=len(trial.problems))
+            report.fail(f"{case}, {name}, {fault} at {position} ({step})", trial.problems)
+
+
+def _operations(
+    case: torture.Case, scratch: Path
+) -> Iterator[tuple[str, operations.Operation, operations.Known]]:
+    """Everything that is done to whole memories, and how it goes when nothing disturbs it."""
+    for name, operation in operations.OPERATIONS.items():
+        start = scratch / "begun"
+        yield (
+            name,
+            operation,
+            operations.known(operations.documented(case), operation, start, scratch / "place"),
+        )
+        shutil.rmtree(start)
 
 
 def corrupt(args: argparse.Namespace, scratch: Path) -> int:

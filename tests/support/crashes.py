@@ -228,7 +228,7 @@ def fail(case: Case, path: Path, expected: Outcome, *, position: int, fault: str
 
 
 def _read_on_failing(case: Case, path: Path, position: int, fault: str, tell: Callable[[Any], None]) -> None:
-    disk.hook = _Failing(position, fault)
+    disk.hook = Failing(position, fault)
     try:
         memory = case.open(path)
     except StoreError as error:
@@ -249,7 +249,7 @@ def _read_on_failing(case: Case, path: Path, position: int, fault: str, tell: Ca
         tell((memory.num_tokens, 0, ""))
 
 
-class _Failing:
+class Failing:
     """Fails at the n-th change of the disk."""
 
     def __init__(self, position: int, fault: str) -> None:
