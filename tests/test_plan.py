@@ -262,6 +262,24 @@ def test_files_and_catalogue_have_the_size_that_was_planned(
     assert (most_raw + need.unit_tokens) * need.kv_bytes_per_token <= need.tail_bytes
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "device_budget", "measured"),
+    [
+        (21_306, 50_000_000, 1_206_329_344),
+        (21_306, 350_000_000, 1_455_796_224),
+        (1_039_004, 700_000_000, 3_650_000_000),
+        (1_039_004, 700_000_000, 3_950_000_000),
+    ],
+)
+def test_the_peaks_that_were_measured_are_within_a_sixth_of_the_plan(
+    num_tokens: int, device_budget: int, measured: int
+) -> None:
+    """Peak resident memory of `emllm read` with the default model on a CPU, of one book and of four."""
+    need = needs(num_tokens, device_budget=device_budget)
+    need = replace(need, work=replace(need.work, longest_tokens=min(num_tokens, 766_985)))
+    assert make_plan(need, VAST).ram_bytes == pytest.approx(measured, rel=0.15)
+
+
 def test_short_documents_end_pages_and_units() -> None:
     need = needs(64_000)
     many = replace(need, work=replace(need.work, num_documents=1000))

@@ -48,7 +48,7 @@ class Plan:
             head_dim + 4)``: int8 keys and one scale; the dtype's size and no scale for exact keys.
         catalogue_bytes: spans of events, two rows for each unit, a checksum for each page.
         weight_bytes: ``num_params * itemsize``.
-        process_bytes: Python and its libraries.
+        process_bytes: Python and its libraries, and what these and the allocator hold on to.
         activation_bytes: logits of a chunk ``chunk * vocab``, twice 16 float32 rows of them, activations of
             one layer ``chunk * (4 hidden + 3 inner)``, and ``2 * 9/8`` contexts of three views and a chunk.
         tail_bytes: raw tokens at most: ``local + recall + 2 chunk`` and a slab of 1024, or all; and the unit
@@ -137,7 +137,7 @@ def make_plan(needs: Needs, machine: Machine) -> Plan:
         index_bytes=needs.index_bytes,
         catalogue_bytes=needs.catalogue_bytes,
         weight_bytes=needs.model.weight_bytes,
-        process_bytes=PROCESS_BYTES,
+        process_bytes=needs.process_bytes,
         activation_bytes=needs.activation_bytes,
         tail_bytes=needs.tail_bytes,
         text_bytes=needs.text_bytes,
@@ -243,7 +243,7 @@ def fitting_tokens(needs: Needs, machine: Machine, *, codec: str) -> int:
 def _ram_bytes(needs: Needs, budget: int, *, has_gpu: bool) -> int:
     """At the peak; on their way to a GPU, the weights lie in RAM before there is a text."""
     if has_gpu:
-        return max(needs.hosting_bytes + budget, PROCESS_BYTES + needs.model.weight_bytes)
+        return max(needs.hosting_bytes + budget, needs.process_bytes + needs.model.weight_bytes)
     return needs.hosting_bytes + needs.computing_bytes + budget
 
 
