@@ -40,7 +40,8 @@ SETTINGS = [
 
 
 def public(cls):
-    return sorted(name for name in vars(cls) if not name.startswith("_"))
+    ours = [vars(base) for base in cls.__mro__ if base.__module__.startswith("emllm")]
+    return sorted({name for names in ours for name in names if not name.startswith("_")})
 
 
 def test_the_package_offers_these_names_and_no_others():

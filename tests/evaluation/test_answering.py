@@ -13,6 +13,7 @@ from tiny_suite import SMALL, sample, task, tiny_lm
 
 from emllm.errors import ConfigError, InputError
 from emllm.evaluation.answering import Answerer
+from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.prompts import prompt_format, text_of, until_stop, without_middle
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.samples import Question, Sample
@@ -218,3 +219,31 @@ def test_a_search_that_cannot_work_is_found_out_before_the_first_sample(lm, monk
     monkeypatch.setattr("emllm.evaluation.rag.passages_for", missing)
     with pytest.raises(ConfigError, match="no such embedder"):
         Answerer(lm, ROWS["rag"], SMALL)
+
+
+def test_rows_that_only_ask_otherwise_share_a_reading_and_answer_as_alone(lm, monkeypatch):
+    never = Row("never", settings={"recollect": "never"})
+    always = Row("always", settings={"recollect": "always", "recollect_tokens": 24})
+    asked, last = sample(2, num_words=200), LastReading()
+    alone = {row.name: Answerer(lm, row, SMALL).answer(task(), asked) for row in (never, always)}
+    read = []
+    monkeypatch.setattr(
+        Answerer, "_read", lambda *args, whole=Answerer._read, **kw: read.append(1) or whole(*args, **kw)
+    )
+    for row in (never, always, never):
+        outcome = Answerer(lm, row, SMALL, last).answer(task(), asked)
+        expected = alone[row.name].replies
+        assert [(r.prediction, r.evidence) for r in outcome.replies] == [
+            (r.prediction, r.evidence) for r in expected
+        ]
+        assert outcome.read_seconds > 0
+    assert len(read) == 1
+    assert alone["never"].replies != alone["always"].replies
+
+
+def test_another_text_or_other_settings_are_read_anew(lm):
+    last, seen = LastReading(), []
+    for row, asked in ((MEMORY, sample(1)), (WINDOW, sample(1)), (MEMORY, sample(1)), (MEMORY, sample(2))):
+        Answerer(lm, row, SMALL, last).answer(task(), asked)
+        seen.append(last._memory)
+    assert len({id(memory) for memory in seen}) == len(seen)

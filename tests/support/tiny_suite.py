@@ -109,7 +109,7 @@ def tiny_lm(*, template: str | None = TEMPLATE) -> EpisodicLM:
 class FakeAnswerer:
     """Answers at once, and always the same."""
 
-    def __init__(self, lm: Any, row: Any, shared: Any) -> None:
+    def __init__(self, lm: Any, row: Any, shared: Any, last: Any = None) -> None:
         self.row = row
 
     def answer(self, task: Task, sample: Sample, *, progress: Any = None) -> Outcome:

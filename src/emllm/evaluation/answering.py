@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from emllm.config import UNLIMITED_TOKENS
+from emllm.evaluation.last_reading import LastReading, asked_with
 from emllm.evaluation.prompts import PromptFormat, prompt_format, text_of, until_stop, without_middle
 from emllm.evaluation.rows import Row, attended_tokens
 from emllm.evaluation.samples import Question, Sample
@@ -80,22 +81,24 @@ class Answerer:
         lm: attached model with its tokenizer.
         row: the method.
         shared: settings that the user gave for all rows.
+        last: shared with the answerers of other rows, which may have read the same text alike.
 
     Raises:
         ConfigError: the row's settings are wrong, or exceed the model.
     """
 
-    def __init__(self, lm: EpisodicLM, row: Row, shared: Mapping[str, Any]) -> None:
+    def __init__(
+        self, lm: EpisodicLM, row: Row, shared: Mapping[str, Any], last: LastReading | None = None
+    ) -> None:
         self._lm = lm
         self._row = row
         self._shared = shared
         self._config = row.config(shared)
         geometry = lm.geometry
-        resolved = row.resolved(
+        self._resolved = row.resolved(
             shared, trained_tokens=geometry.trained_tokens, num_layers=geometry.num_layers
         )
-        self._chunk_tokens = resolved.chunk_tokens
-        self._recall_tokens = resolved.recall_tokens
+        self._last = last or LastReading()
         if row.kind == "passages":
             # A wrong setting, or an embedding model that is not there, shows before the first sample.
             self._row = replace(row, settings=row.search_settings(shared))
@@ -117,9 +120,10 @@ class Answerer:
             read = [reply.read_tokens or 0 for reply in replies]
             return Outcome(tokens, round(sum(read) / max(len(read), 1)), replies, None, 0.0, 0)
         kept = self._kept(task, layout, text_ids, questions)
-        begun = time.perf_counter()
-        memory = self._read([*layout.opening, *kept], name=sample.sample_id, progress=progress)
-        read_seconds = time.perf_counter() - begun
+        ids = [*layout.opening, *kept]
+        memory, read_seconds = self._last.of(
+            self._resolved, ids, lambda: self._read(ids, name=sample.sample_id, progress=progress)
+        )
         surprise = None
         if task.metric == PERPLEXITY:
             start = len(layout.opening) + len(layout.encode(sample.before))
@@ -127,11 +131,16 @@ class Answerer:
         head_stop = len(layout.opening) + len(layout.encode(sample.before))
         replies = tuple(
             self._reply(
-                task, memory.fork(), ids, head_stop=head_stop, template=layout.template(one, len(ids))
+                task,
+                asked_with(memory, self._resolved),
+                asked,
+                head_stop=head_stop,
+                template=layout.template(one, len(asked)),
             )
-            for one, ids in zip(sample.questions, questions, strict=True)
+            for one, asked in zip(sample.questions, questions, strict=True)
         )
-        recalled = None if self._recall_tokens == UNLIMITED_TOKENS else self._recall_tokens
+        budget = self._resolved.recall_tokens
+        recalled = None if budget == UNLIMITED_TOKENS else budget
         return Outcome(tokens, memory.num_tokens, replies, surprise, read_seconds, recalled)
 
     def _kept(
@@ -155,7 +164,9 @@ class Answerer:
         lm = self._lm
         check_fits(4 * len(token_ids), lm.geometry, name=name)
         memory = lm.memory(config=self._config)
-        read_tokens(lm.model, lm.cache(memory), token_ids, chunk_tokens=self._chunk_tokens, progress=progress)
+        read_tokens(
+            lm.model, lm.cache(memory), token_ids, chunk_tokens=self._resolved.chunk_tokens, progress=progress
+        )
         return memory
 
     def _with_passages(self, task: Task, sample: Sample, question: Question, layout: PromptFormat) -> Reply:

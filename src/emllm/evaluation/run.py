@@ -17,6 +17,7 @@ from typing import Any
 
 from emllm.errors import MissingExtraError, SourceError
 from emllm.evaluation.answering import Answerer
+from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.pace import Pace, Step
 from emllm.evaluation.results import Key, RunFolder
 from emllm.evaluation.rows import Row
@@ -81,7 +82,8 @@ class Run:
             num_samples=wishes.num_samples,
             seed=wishes.seed,
         )
-        self._answerers = {row.name: Answerer(lm, row, wishes.settings) for row in wishes.rows}
+        last = LastReading()
+        self._answerers = {row.name: Answerer(lm, row, wishes.settings, last) for row in wishes.rows}
 
     def into(self, path: Path) -> RunFolder:
         """Run what is not in the folder yet; answers with the folder, closed.
