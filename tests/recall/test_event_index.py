@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from torch import Tensor
 
 from emllm.recall import index as index_module
-from emllm.recall.index import EventIndex, joined
+from emllm.recall.index import EventIndex, Exact, LatePart, joined
 
 
 def event_keys(num_events: int, seed: int) -> Tensor:
@@ -35,6 +35,12 @@ class IndexMachine(RuleBasedStateMachine):
     def append(self, pair, num_events, seed):
         pair[0].append(event_keys(num_events, seed))
         pair[1].append(event_keys(num_events, seed))
+
+    @rule(pair=indices, num_events=st.integers(1, 9), seed=st.integers(0, 9999))
+    def adopt(self, pair, num_events, seed):
+        keys = event_keys(num_events, seed)
+        pair[0].adopt(LatePart(num_events, lambda: Exact().encode(keys)), None)
+        pair[1].append(keys)
 
     @rule(target=indices, pair=indices)
     def fork(self, pair):
@@ -100,6 +106,27 @@ def test_encoded_events_taken_out_and_put_in_again_are_the_same_bits():
     again.append(event_keys(5, 2))
     for ours, theirs in zip(again.parts(), index.parts(), strict=True):
         assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.scales, theirs.scales)
+
+
+def test_a_late_part_is_read_once_by_the_first_who_looks_at_it_and_not_for_other_events():
+    reads = []
+
+    def read():
+        reads.append(len(reads))
+        if len(reads) == 1:
+            raise OSError("not yet")
+        return Exact().encode(event_keys(5, 1))
+
+    index = EventIndex()
+    index.adopt(LatePart(5, read), None)
+    index.append(event_keys(3, 2))
+    fork = index.fork()
+    assert len(fork) == 8
+    assert torch.equal(joined(index.between(5, 8)).floats(), event_keys(3, 2)) and not reads
+    with pytest.raises(OSError, match="not yet"):
+        index.parts()
+    assert [part.num_events for part in fork.parts()] == [5, 3]
+    assert [part.num_events for part in index.parts()] == [5, 3] and len(reads) == 2
 
 
 def test_what_is_taken_off_all_keys_says_three_bits_of_the_first_event():

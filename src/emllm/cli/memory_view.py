@@ -68,8 +68,8 @@ def tabulated(found: Sequence[dict[str, Any]]) -> str:
 def description(stored: Stored) -> dict[str, Any]:
     """All that the catalogue tells of a memory."""
     header, contents = stored.header, stored.contents
-    kinds = {"segment": 0, "recent": 0}
-    for record in contents.files:
+    kinds = {"segment": 0, "recent": 0, "index": 0}
+    for record in contents.all_files:
         kinds[record.kind] += record.num_bytes
     catalogue = sum(path.stat().st_size for path in stored.path.glob("catalogue.sqlite*") if path.is_file())
     begun = stored.unfinished
@@ -80,7 +80,7 @@ def description(stored: Stored) -> dict[str, Any]:
         "memory": str(stored.path),
         "tokens": contents.num_tokens,
         "events": len(contents.events),
-        "files": len(contents.files),
+        "files": len(contents.all_files),
         "bytes": {**kinds, "catalogue": catalogue},
         "documents": [document_json(one, read_seconds=one.read_seconds) for one in contents.documents],
         "unfinished": None if begun is None else begun.name,

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emllm.memory.forgetting import shape_of, split_event_keys
+from emllm.memory.forgetting import shape_of
+from emllm.memory.index_files import renew_index, split_event_keys
 from emllm.store import erasing, maintenance
 from emllm.store.codecs import make_codec
 from emllm.store.contents import Change
@@ -62,6 +63,7 @@ def compact(path: Path | str) -> Compacted:
     with MemoryFolder.open(path, writable=True) as folder, folder.exclusive():
         erasing.finish(folder)
         _merge(folder)
+        renew_index(folder)
         folder.sweep()
         folder.catalogue.scrub()
     after = maintenance.describe(path)

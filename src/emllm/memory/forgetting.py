@@ -10,6 +10,7 @@ Needs no model. This module does not know how a memory goes on afterwards.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emllm.errors import InputError, StoreError
+from emllm.memory.index_files import split_event_keys, write_index
 from emllm.segmentation.baselines import SentenceStarts
 from emllm.store import erasing
 from emllm.store.codecs import make_codec
@@ -67,6 +69,8 @@ def forget(path: Path | str, name: str) -> Forgotten:
             if found:
                 begun = _Surgery(folder, found[-1]).run()
         assert begun is not None
+        with suppress(StoreError):  # it only makes the next opening faster
+            write_index(folder)
         later = [document.name for document in documents if document.start >= begun["stop"]]
         return Forgotten(begun["stop"] - begun["start"], begun["events"], later)
 
@@ -233,24 +237,6 @@ def frontier_of(state: dict[str, Any]) -> int:
     """First token of the first event that may not be recalled yet."""
     in_window = state["events_in_window"]
     return int(in_window[0][0] if in_window else state["event_open_start"])
-
-
-def split_event_keys(flat: Tensor, num_events: int, header: dict[str, Any], *, is_keys: bool) -> list[Tensor]:
-    """What `snapshot.event_key_tensors` laid out, by layer, as rows of one feature vector an event.
-
-    A layer's part is ``[K, R, N, D]`` for keys, here ``[K * R, N, D]``, and ``[K, N]`` for scales, here with
-    a last dimension of 1.
-    """
-    settings = header["settings"]
-    num_keys = settings["representatives"] if settings["event_key"] == "spread" else 1
-    layers, first = [], 0
-    for layer in header["layers"]:
-        if layer["window_tokens"] is None:
-            rows = layer["num_kv_heads"] * (num_keys if is_keys else 1)
-            width = layer["head_dim"] if is_keys else 1
-            layers.append(flat[first : first + rows * num_events * width].view(rows, num_events, width))
-            first += layers[-1].numel()
-    return layers
 
 
 def shape_of(layer: dict[str, Any]) -> LayerShape:

@@ -8,51 +8,29 @@ every commit replaces. This module does not know how files are made durable, nor
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from emllm.errors import StoreError
 from emllm.memory.forgetting import Forgotten, forget
-from emllm.memory.snapshot import (
-    add_event_keys,
-    event_key_tensors,
-    recall_tensors,
-    recalls_of,
-    restore,
-    snapshot,
-)
+from emllm.memory.index_files import after_index, write_index
+from emllm.memory.opening import Kept, load
+from emllm.memory.snapshot import event_key_tensors, recall_tensors, snapshot
 from emllm.recall.trace import Recall
 from emllm.store.contents import Change
-from emllm.store.files import FileRecord, TensorFile
+from emllm.store.files import FileRecord
 from emllm.store.folder import MemoryFolder
 from emllm.store.log import Unit
 from emllm.store.maintenance import verify
-from emllm.store.tiers import FilePages, PackedPages, Tiers
+from emllm.store.tiers import FilePages, PackedPages
 
 if TYPE_CHECKING:
     from emllm.memory.episodic import EpisodicMemory
-
-#: Files that are read side by side when a memory is opened.
-FILES_AT_ONCE = 8
-#: Files whose event keys are put into the index in one go.
-FILES_INDEXED_AT_ONCE = 64
-
-
-@dataclass
-class _Kept:
-    """What is known of a closed unit: its events, its recalls, and the file that it is in."""
-
-    first_event: int
-    last_event: int
-    recalls: dict[int, list[Recall]] = field(default_factory=dict)
-    record: FileRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +64,7 @@ class FolderHome:
     def __init__(self, folder: MemoryFolder) -> None:
         self._folder = folder
         #: One per unit of the log; only those of units that are not in a final file hold recalls.
-        self._kept: list[_Kept] = []
+        self._kept: list[Kept] = []
         self._num_final = 0
         self._num_events = 0
         self._state_record: FileRecord | None = None
@@ -94,6 +72,8 @@ class FolderHome:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="emllm-writer")
         self._writing: tuple[_Job, Future[tuple[dict[int, FileRecord], FileRecord]]] | None = None
         self._durable_tokens = 0
+        #: Once so many are, a flush writes an index file.
+        self._next_index_tokens = 0
         self._is_closed = False
 
     @property
@@ -103,11 +83,14 @@ class FolderHome:
 
     def settle(self, memory: EpisodicMemory) -> None:
         """Read what the folder holds into an empty memory, and keep it from now on."""
-        self._kept, self._state_record, self._loose = load(self._folder, memory)
+        loaded = load(self._folder, memory)
+        self._kept, self._state_record, self._loose = loaded.kept, loaded.state_record, loaded.loose
         finals = [kept.record is not None and kept.record.kind == "segment" for kept in self._kept]
         self._num_final = finals.index(False) if False in finals else len(finals)
         self._num_events = len(self._folder.contents.events)
         self._durable_tokens = memory.num_tokens
+        covered_tokens = sum(record.stop - record.start for record in self._folder.contents.index)
+        self._next_index_tokens = after_index(covered_tokens)
         memory.home = self
         for layer in memory._memory_layers:
             layer.journal = []
@@ -130,8 +113,8 @@ class FolderHome:
         num_new = len(memory._log.units) - len(self._kept)
         if num_new:
             first = self._kept[-1].last_event if self._kept else 0
-            self._kept += [_Kept(first, first) for _ in range(num_new - 1)]
-            self._kept.append(_Kept(first, memory._events.num_recallable, self._loose))
+            self._kept += [Kept(first, first) for _ in range(num_new - 1)]
+            self._kept.append(Kept(first, memory._events.num_recallable, self._loose))
             self._loose = {}
         return num_new > 0
 
@@ -144,6 +127,10 @@ class FolderHome:
         self._note_units(memory)
         self._begin(memory)
         self._finish(memory)
+        if self._durable_tokens >= self._next_index_tokens:
+            self._next_index_tokens = after_index(self._durable_tokens)
+            with suppress(StoreError):  # what was to be made durable is
+                write_index(self._folder, is_growing=True)
 
     def _begin(self, memory: EpisodicMemory) -> None:
         """Hand what is new to the writer, once it is done with what came before."""
@@ -199,7 +186,7 @@ class FolderHome:
             self._kept[unit_idx].record = record
         self._hand_over(memory)
 
-    def _unit_file(self, memory: EpisodicMemory, unit: Unit, kept: _Kept, *, is_final: bool) -> _NewFile:
+    def _unit_file(self, memory: EpisodicMemory, unit: Unit, kept: Kept, *, is_final: bool) -> _NewFile:
         log, tiers = memory._log, memory._log.tiers
         assert tiers is not None
         if unit.sealed is not None:
@@ -273,7 +260,7 @@ class FolderHome:
         """
         self.flush(memory)
         path = self._folder.path
-        self.close()
+        self._let_go()
         try:
             return forget(path, name)
         finally:
@@ -283,97 +270,14 @@ class FolderHome:
 
     def close(self) -> None:
         """Let go of the folder; what was not flushed is lost."""
+        try:
+            self._writer.shutdown(wait=True)
+            with suppress(StoreError):  # it only makes the next opening faster
+                write_index(self._folder)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         self._is_closed = True
         self._writer.shutdown(wait=True)
         self._folder.close()
-
-
-def load(
-    folder: MemoryFolder, memory: EpisodicMemory
-) -> tuple[list[_Kept], FileRecord | None, dict[int, list[Recall]]]:
-    """Read what a folder holds into an empty memory.
-
-    Returns:
-        What is known of each unit, the file of the state, and the recalls that belong to no unit yet.
-
-    Raises:
-        StoreError: a file is missing, damaged, or not of this memory.
-    """
-    contents = folder.contents
-    tiers = memory._log.tiers
-    assert tiers is not None
-    if not contents.files:
-        return [], None, {}
-    state_record = next(one for one in contents.files if one.name == contents.state["state_file"])
-    state = folder.file(state_record).read_all_but_pages()
-    centres = {
-        layer.layer_idx: state[f"state.centre.{layer.layer_idx}"]
-        for layer in memory._memory_layers
-        if f"state.centre.{layer.layer_idx}" in state
-    }
-    kept: list[_Kept] = []
-    recalls: dict[int, list[Recall]] = {}
-    own: dict[int, list[Recall]] = {}
-    starts = np.ascontiguousarray(contents.events[:, 0])
-    keys: list[tuple[dict[str, Tensor], int]] = []
-    first_event = 0
-    for record, growing in _read_ahead(folder):
-        file = folder.file(record)
-        keys.append((growing, record.num_events))
-        if len(keys) == FILES_INDEXED_AT_ONCE or record is contents.files[-1]:
-            add_event_keys(
-                memory._ranking_layers,
-                keys,
-                num_representatives=memory.num_representatives,
-                centres=centres,
-            )
-            keys = []
-        own = recalls_of(growing, starts)
-        for layer_idx, some in own.items():
-            recalls.setdefault(layer_idx, []).extend(some)
-        if record.stop > record.start:
-            _load_unit(file, record, growing, memory, tiers, is_closed=record is not state_record)
-        if record is not state_record:
-            is_final = record.kind == "segment"
-            last_event = first_event + record.num_events
-            kept.append(_Kept(first_event, last_event, {} if is_final else own, record))
-            first_event = last_event
-    memory.documents = list(contents.documents)
-    restore(memory, contents.state, state, events=contents.events, recalls=recalls)
-    return kept, state_record, own
-
-
-def _read_ahead(folder: MemoryFolder) -> Iterator[tuple[FileRecord, dict[str, Tensor]]]:
-    """Every file's tensors but its pages, in log order; some files are read before they are due."""
-    records = folder.contents.files
-    with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="emllm-open") as readers:
-        reading: deque[Future[dict[str, Tensor]]] = deque()
-        for number, record in enumerate(records):
-            while len(reading) < 2 * FILES_AT_ONCE and number + len(reading) < len(records):
-                file = folder.file(records[number + len(reading)])
-                reading.append(readers.submit(file.read_all_but_pages))
-            yield record, reading.popleft().result()
-
-
-def _load_unit(
-    file: TensorFile,
-    record: FileRecord,
-    tensors: Mapping[str, Tensor],
-    memory: EpisodicMemory,
-    tiers: Tiers,
-    *,
-    is_closed: bool,
-) -> None:
-    token_ids = tensors["token_ids"].long().numpy()
-    surprise = tensors["surprise"].numpy()
-    num_tokens = record.stop - record.start
-    if record.kind == "segment":
-        memory._log.restore(token_ids, surprise, tiers.add(FilePages(file), num_tokens))
-        return
-    keys, values = [], []
-    for layer_idx in range(memory.geometry.num_layers):
-        pages = file.read(f"pages.{layer_idx}")
-        key, value = tiers.unpack_raw(layer_idx, pages, num_tokens)
-        keys.append(key)
-        values.append(value)
-    memory._log.restore(token_ids, surprise, (keys, values), is_closed=is_closed)

@@ -16,7 +16,8 @@ from emllm.errors import ConfigError, StoreError
 from emllm.memory.cutting import PieceOf
 from emllm.memory.episodic import EpisodicMemory
 from emllm.memory.forgetting import Forgotten
-from emllm.memory.home import FolderHome, load
+from emllm.memory.home import FolderHome
+from emllm.memory.opening import load
 from emllm.memory.placing import layer_shapes
 from emllm.store import erasing
 from emllm.store.folder import MemoryFolder, is_memory

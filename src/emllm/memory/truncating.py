@@ -16,7 +16,8 @@ from torch import Tensor
 
 from emllm.errors import StoreError
 from emllm.memory.compacting import cut
-from emllm.memory.forgetting import FRESH_LAYER, frontier_of, split_event_keys
+from emllm.memory.forgetting import FRESH_LAYER, frontier_of
+from emllm.memory.index_files import split_event_keys
 from emllm.segmentation.baselines import SentenceStarts
 from emllm.store.contents import Change
 from emllm.store.folder import MemoryFolder

@@ -1,15 +1,16 @@
 """The event keys of one layer, growing as events leave the local window.
 
-A fork shares what was there and adds to a part of its own. Only `append` and `append_encoded` write. Keys are
-stored by representative, so that a ranking that looks at the first few of them reads no more than those. In
-precision `int8` a key is one byte per feature: ranking is bound by how much of the index is read, and integer
-dot products are exact, so a ranking does not depend on how the index is cut into parts. This module does not
-know how keys are made or compared.
+A fork shares what was there and adds to a part of its own. Only `append`, `append_encoded` and `adopt` write.
+Keys are stored by representative, so that a ranking that looks at the first few of them reads no more than
+those. In precision `int8` a key is one byte per feature: ranking is bound by how much of the index is read,
+and integer dot products are exact, so a ranking does not depend on how the index is cut into parts. This
+module does not know how keys are made or compared, nor where parts lie that it is given.
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,28 @@ class IndexPart:
         """The keys as numbers, but for what all keys of a head have in common."""
         keys = self.keys.transpose(1, 2)
         return keys if self.scales is None else keys.float() * self.scales[:, :, None, None]
+
+
+class LatePart:
+    """The keys of some consecutive events, read when somebody first looks at them; forks share it.
+
+    Args:
+        num_events: in it.
+        read: gives the part; what it raises is raised again whenever somebody looks.
+    """
+
+    def __init__(self, num_events: int, read: Callable[[], IndexPart]) -> None:
+        self.num_events = num_events
+        self._read = read
+        self._part: IndexPart | None = None
+        self._lock = threading.Lock()
+
+    def part(self) -> IndexPart:
+        """The keys."""
+        with self._lock:
+            if self._part is None:
+                self._part = self._read()
+            return self._part
 
 
 class Exact:
@@ -109,7 +132,7 @@ class EventIndex:
 
     def __init__(self, precision: str = "exact") -> None:
         self._encoder = PRECISIONS[precision]()
-        self._inherited: tuple[IndexPart, ...] = ()
+        self._inherited: tuple[IndexPart | LatePart, ...] = ()
         self._slabs: list[IndexPart] = []
         self._num_last = 0
         self._num_events = 0
@@ -131,6 +154,14 @@ class EventIndex:
         if centre is not None:
             self._encoder = Int8(centre)
         self._append(part)
+
+    def adopt(self, part: LatePart, centre: Tensor | None) -> None:
+        """Add events where they lie, with the `centre` of the index that they come from."""
+        if centre is not None:
+            self._encoder = Int8(centre)
+        self._inherited = (*self._pieces(), part)
+        self._slabs, self._num_last = [], 0
+        self._num_events += part.num_events
 
     def _append(self, part: IndexPart) -> None:
         done = 0
@@ -167,6 +198,9 @@ class EventIndex:
 
     def parts(self) -> tuple[IndexPart, ...]:
         """All event keys, as views in time order; not to be written to."""
+        return tuple(_looked_at(piece) for piece in self._pieces())
+
+    def _pieces(self) -> tuple[IndexPart | LatePart, ...]:
         if not self._slabs:
             return self._inherited
         *full, last = self._slabs
@@ -175,20 +209,24 @@ class EventIndex:
     def between(self, start: int, stop: int) -> list[IndexPart]:
         """Some of the events, as views in time order; not to be written to."""
         pieces, first = [], 0
-        for part in self.parts():
-            low, high = max(start - first, 0), min(stop - first, part.num_events)
+        for piece in self._pieces():
+            low, high = max(start - first, 0), min(stop - first, piece.num_events)
             if low < high:
-                pieces.append(part.events(low, high))
-            first += part.num_events
+                pieces.append(_looked_at(piece).events(low, high))
+            first += piece.num_events
         return pieces
 
     def fork(self) -> EventIndex:
         """An index that begins with everything in this one."""
         child = EventIndex()
         child._encoder = copy.copy(self._encoder)
-        child._inherited = self.parts()
+        child._inherited = self._pieces()
         child._num_events = self._num_events
         return child
+
+
+def _looked_at(piece: IndexPart | LatePart) -> IndexPart:
+    return piece if isinstance(piece, IndexPart) else piece.part()
 
 
 def joined(parts: Sequence[IndexPart]) -> IndexPart | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -93,18 +93,29 @@ class Change:
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a catalogue says but for its header; files in log order, segments then recent ones."""
+    """All that a catalogue says but for its header.
+
+    Attributes:
+        files: of the log, in its order, segments then recent ones.
+        index: files of kind `index`, in log order; what they hold, segments hold too.
+    """
 
     num_tokens: int
     documents: list[DocumentRecord]
     files: list[FileRecord]
     events: Spans
     state: dict[str, Any]
+    index: list[FileRecord] = field(default_factory=list)
 
     @classmethod
     def empty(cls) -> Contents:
         """Of a memory that has read nothing."""
         return cls(0, [], [], np.zeros((0, 2), dtype=np.int64), {})
+
+    @property
+    def all_files(self) -> list[FileRecord]:
+        """Every file there is."""
+        return [*self.files, *self.index]
 
     def after(self, *changes: Change) -> Contents:
         """What changes make of this, one after the other.
@@ -112,7 +123,7 @@ class Contents:
         Raises:
             StoreError: a change does not begin where what is before it ends.
         """
-        files = {record.name: record for record in self.files}
+        files = {record.name: record for record in self.all_files}
         events, documents = [self.events], self.documents
         num_events, last = len(self.events), changes[-1]
         for change in changes:
@@ -127,9 +138,8 @@ class Contents:
             events.append(change.new_events.reshape(-1, 2))
             num_events = change.first_new_event + len(change.new_events)
             documents = documents if change.documents is None else list(change.documents)
-        return Contents(
-            last.num_tokens, documents, in_log_order(list(files.values())), np.concatenate(events), last.state
-        )
+        log, index = apart(list(files.values()))
+        return Contents(last.num_tokens, documents, log, np.concatenate(events), last.state, index)
 
     def contradictions(self) -> list[str]:
         """What cannot be all true, one line each."""
@@ -153,6 +163,19 @@ class Contents:
             problems.append(
                 f"the files hold keys of {num_events} events, the catalogue names {len(self.events)}"
             )
+        return [*problems, *self._index_contradictions()]
+
+    def _index_contradictions(self) -> list[str]:
+        problems = []
+        num_keys, stop = {0: 0}, 0
+        for record in self.files:
+            if record.kind == "segment":
+                num_keys[record.stop] = num_keys.get(record.start, 0) + record.num_events
+        for record in self.index:
+            first, last = num_keys.get(record.start), num_keys.get(record.stop)
+            if first is None or last is None or last - first != record.num_events or record.start < stop:
+                problems.append(f"{record.name}: is not what the segments of its tokens hold")
+            stop = record.stop
         return problems
 
     def _event_contradictions(self) -> list[str]:
@@ -264,6 +287,12 @@ def document_contradictions(documents: Sequence[DocumentRecord], *, num_tokens: 
         if after.start < before.stop
     ]
     return problems
+
+
+def apart(files: Sequence[FileRecord]) -> tuple[list[FileRecord], list[FileRecord]]:
+    """Files of the log, and index files, each in log order."""
+    log = [record for record in files if record.kind != "index"]
+    return in_log_order(log), in_log_order([record for record in files if record.kind == "index"])
 
 
 def in_log_order(files: Sequence[FileRecord]) -> list[FileRecord]:

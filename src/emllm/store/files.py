@@ -9,6 +9,7 @@ This module does not know what a memory is, nor which tensors a file should hold
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import zlib
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from emllm.errors import StoreError
 from emllm.store import disk
-from emllm.store.layout import LENGTH_BYTES, MAX_HEADER_BYTES, StoredTensor, parse_header
+from emllm.store.layout import LENGTH_BYTES, MAX_HEADER_BYTES, PAGES, StoredTensor, parse_header
 from emllm.store.record import FileRecord
 
 __all__ = ["FileRecord", "TensorFile", "write_tensors"]
@@ -90,7 +91,6 @@ class TensorFile:
         """Opens nothing yet; ``on_open`` is called with this file whenever it took a descriptor."""
         self.record = record
         self._folder = folder
-        self._path = folder / record.name
         self._sums = np.frombuffer(record.checksums, dtype=_CHECKSUM)
         self._on_open = on_open
         self._lock = threading.Lock()
@@ -98,6 +98,10 @@ class TensorFile:
         self._num_users = 0
         self._is_closing = False
         self._tensors: dict[str, StoredTensor] = {}
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / self.record.name  # made when it is needed: a long memory has thousands
 
     @property
     def names(self) -> list[str]:
@@ -122,13 +126,23 @@ class TensorFile:
         with self._opened() as descriptor:
             self._read_bytes(descriptor, data, stored.offset)
         rows = np.arange(stored.num_checksums)
-        self._check(stored, rows, data.reshape(len(rows), stored.row_bytes))
+        self.check(stored, rows, data.reshape(len(rows), stored.row_bytes))
         if stored.dtype == torch.bool and len(data) and data.max() > 1:
             raise StoreError(f"{self._path}: {name}: a boolean is neither 0 nor 1")
         return tensor
 
+    def map(self) -> mmap.mmap:
+        """All of it as memory, unchecked; a write to that would change this process alone."""
+        with self._opened() as descriptor, disk.translated("map", self._path):
+            return mmap.mmap(descriptor, self.record.num_bytes, access=mmap.ACCESS_COPY)
+
+    def tables(self) -> dict[str, StoredTensor]:
+        """Where the tables in it lie."""
+        with self._opened():
+            return {name: stored for name, stored in self._tensors.items() if stored.has_rows}
+
     def read_all_but_pages(self) -> dict[str, Tensor]:
-        """Every tensor that is not a table of pages, in one read, each checked.
+        """Every tensor that is not a table, in one read, each checked.
 
         A file has these first: safetensors orders by alignment and then by name.
         """
@@ -244,14 +258,20 @@ class TensorFile:
         expected = self._sums[stored.first_checksum + rows].tolist()
         return [int(rows[i]) for i, crc in enumerate(expected) if zlib.crc32(data[i].data) != crc]
 
-    def _check(self, stored: StoredTensor, rows: NDArray[np.int64], data: NDArray[np.uint8]) -> None:
+    def check(self, stored: StoredTensor, rows: NDArray[np.int64], data: NDArray[np.uint8]) -> None:
+        """Compares rows, ``[len(rows), row_bytes]``, with their checksums; opens nothing.
+
+        Raises:
+            StoreError: they are not what was written.
+        """
         wrong = self._wrong_rows(stored, rows, data)
         if wrong:
             raise StoreError(self._complaint(stored, wrong[0]))
 
     def _complaint(self, stored: StoredTensor, row: int) -> str:
         start = stored.offset + row * stored.row_bytes
-        what = f"{stored.name} page {row}" if stored.has_rows else stored.name
+        row_name = "page" if stored.name.startswith(PAGES) else "row"
+        what = f"{stored.name} {row_name} {row}" if stored.has_rows else stored.name
         return f"{self._path}: {what} (bytes {start} to {start + stored.row_bytes}): the checksum differs"
 
     def _read_bytes(self, descriptor: int, out: NDArray[np.uint8], offset: int) -> None:

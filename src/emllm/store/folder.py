@@ -15,7 +15,8 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from emllm.store import disk, locks
 from emllm.store.catalogue import Catalogue, Change, Contents
 from emllm.store.contents import Ledger
 from emllm.store.files import TensorFile, write_tensors
+from emllm.store.filling import Described, Fill, write_filled
 from emllm.store.record import KINDS, FileRecord
 
 CATALOGUE = "catalogue.sqlite"
@@ -119,11 +121,19 @@ class MemoryFolder:
             for problem in self._contents.contradictions():
                 raise StoreError(f"{self.path}: {problem}")
             if self._writer is not None:
+                self._make_folders()
                 self.sweep()
         except BaseException:
             self.close()
             raise
         return self
+
+    def _make_folders(self) -> None:
+        """Those of kinds that there were not when the memory was made."""
+        for kind in KINDS.values():
+            if not (self.path / kind).is_dir():
+                with disk.translated("create", self.path / kind):
+                    disk.make_folder(self.path / kind)
 
     def __enter__(self) -> MemoryFolder:
         return self
@@ -144,25 +154,54 @@ class MemoryFolder:
     ) -> FileRecord:
         """Writes a file; it belongs to the memory from the commit on that names it."""
         self._check_writable()
-        name = f"{KINDS[kind]}/{start:012d}-{stop:012d}-{secrets.token_hex(4)}.safetensors"
+        name = _new_name(kind, start, stop)
         record = write_tensors(
             self.path, name, tensors, kind=kind, start=start, stop=stop, num_events=num_events
         )
         self._added.add(name)
         return record
 
+    def add_index(
+        self, start: int, stop: int, described: Mapping[str, Described], fill: Fill, num_events: int
+    ) -> FileRecord:
+        """Writes an index file, which may be larger than RAM; see `add` and `filling.write_filled`."""
+        self._check_writable()
+        name = _new_name("index", start, stop)
+        record = write_filled(
+            self.path, name, described, fill, kind="index", start=start, stop=stop, num_events=num_events
+        )
+        self._added.add(name)
+        return record
+
+    def check_sizes(self) -> None:
+        """Looks whether every file is there and as long as it was, without opening them all.
+
+        Raises:
+            StoreError: one is not.
+        """
+        sizes: dict[str, int] = {}
+        for kind in KINDS.values():
+            with suppress(FileNotFoundError), os.scandir(self.path / kind) as entries:
+                found = {f"{kind}/{one.name}": one for one in entries}
+                sizes.update({name: one.stat(follow_symlinks=False).st_size for name, one in found.items()})
+        for record in self.contents.all_files:
+            if sizes.get(record.name) != record.num_bytes:
+                _ = self.file(record).names  # says what is wrong
+
     def commit(self, change: Change) -> None:
         """Makes a change durable, all of it or nothing, and deletes the files that it drops.
 
         Dropped segments are deleted under `exclusive` only, else by a later writer: views of this process
-        may still read them. Dropped recent files stay while anybody reads.
+        may still read them. Other dropped files stay while anybody reads. An index file goes with any
+        segment of its tokens.
 
         Raises:
             StoreError: the disk is full or fails, or the change contradicts itself; nothing has changed.
         """
         self._check_writable()
-        segments = f"{KINDS['segment']}/"
-        only_adds = not any(name.startswith(segments) for name in change.dropped_files)
+        recent = f"{KINDS['recent']}/"
+        is_of_recents = all(name.startswith(recent) for name in change.dropped_files)
+        only_adds = is_of_recents and all(record.kind != "index" for record in change.new_files)
         if only_adds and change.first_new_event == self._ledger.num_events:
             with self._named():
                 ledger = self._ledger.after(change)
@@ -170,6 +209,7 @@ class MemoryFolder:
             self._ledger = ledger
             self._changes.append(change)
         else:
+            change = self._without_stale_index(change)
             contents = self.contents.after(change)
             for problem in contents.contradictions():
                 raise StoreError(f"{self.path}: {problem}")
@@ -178,10 +218,23 @@ class MemoryFolder:
         self._added.difference_update(record.name for record in change.new_files)
         for name in change.dropped_files:
             self._forget_file(name)
-        recent = f"{KINDS['recent']}/"
-        self._doomed += [one for one in change.dropped_files if self._is_alone or one.startswith(recent)]
+        segments = f"{KINDS['segment']}/"
+        self._doomed += [
+            one for one in change.dropped_files if self._is_alone or not one.startswith(segments)
+        ]
         deleted = set(self._delete(self._doomed))
         self._doomed = [name for name in self._doomed if name not in deleted]
+
+    def _without_stale_index(self, change: Change) -> Change:
+        """The same change; it drops the index files, too, of segments that it drops."""
+        dropped = set(change.dropped_files)
+        gone = [one for one in self.contents.files if one.name in dropped and one.kind == "segment"]
+        stale = [
+            index.name
+            for index in self.contents.index
+            if any(one.start < index.stop and index.start < one.stop for one in gone)
+        ]
+        return replace(change, dropped_files=[*change.dropped_files, *sorted({*stale} - dropped)])
 
     def file(self, record: FileRecord) -> TensorFile:
         """A data file, open for reading; at most `MAX_OPEN_FILES` hold a descriptor at once."""
@@ -216,7 +269,7 @@ class MemoryFolder:
     def sweep(self) -> list[str]:
         """Deletes files that the catalogue does not name, unless somebody reads; what was deleted."""
         self._check_writable()
-        named = {record.name for record in self.contents.files} | self._added
+        named = {record.name for record in self.contents.all_files} | self._added
         return self._delete([name for name in leftovers(self.path) if name not in named])
 
     def sweep_for_good(self) -> None:
@@ -226,7 +279,7 @@ class MemoryFolder:
             StoreError: a file cannot be deleted.
         """
         assert self._is_alone
-        named = {record.name for record in self.contents.files} | self._added
+        named = {record.name for record in self.contents.all_files} | self._added
         for name in leftovers(self.path):
             if name not in named:
                 with disk.translated("delete", self.path / name):
@@ -301,6 +354,10 @@ def is_memory(path: Path | str) -> bool:
     return (Path(path) / CATALOGUE).is_file()
 
 
+def _new_name(kind: str, start: int, stop: int) -> str:
+    return f"{KINDS[kind]}/{start:012d}-{stop:012d}-{secrets.token_hex(4)}.safetensors"
+
+
 def leftovers(path: Path) -> list[str]:
     """Names in a memory's folder that its writers make: data files and temporary ones."""
     names = []
@@ -329,7 +386,7 @@ def refuse_foreign(path: Path, *, contents: Contents | None = None) -> None:
         if not os.path.lexists(path):
             return
         ours = {WRITER_LOCK, READERS_LOCK, *KINDS.values()}
-        ours |= {record.name for record in contents.files} if contents is not None else set()
+        ours |= {record.name for record in contents.all_files} if contents is not None else set()
         there = [*os.listdir(path), *leftovers(path)]
         foreign = [name for name in there if name not in ours and not name.endswith(_TEMPORARY)]
     if foreign:

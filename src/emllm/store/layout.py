@@ -2,7 +2,7 @@
 
 A header may come from anybody: sizes, offsets and types are checked against each other and against the
 size of the file before a byte of it is used. This module does not know where the bytes come from, nor
-what the tensors mean, but for the rule that tensors named ``pages.*`` are tables of rows.
+what the tensors mean, but for the rule that tensors of some names are tables of rows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ _MAX_DIMS = 8
 _MAX_ELEMENTS = 1 << 48
 
 PAGES = "pages."
+#: Tensors whose names begin so are tables: each row, of the first dimension, has a checksum of its own.
+INDEX_TABLES = ("index_keys.", "index_scales.")
+TABLES = (PAGES, *INDEX_TABLES)
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -54,18 +57,18 @@ class StoredTensor:
 
     @property
     def has_rows(self) -> bool:
-        """Whether it is a table of pages, each row with its own checksum."""
-        return self.name.startswith(PAGES)
+        """Whether it is a table, each row with its own checksum."""
+        return self.name.startswith(TABLES)
 
     @property
     def num_checksums(self) -> int:
-        """One, or one per page."""
+        """One, or one per row."""
         return self.shape[0] if self.has_rows else 1
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one page; the whole of anything else."""
-        return self.shape[1] if self.has_rows else self.num_bytes
+        """Bytes of one row; the whole of what is no table."""
+        return self.num_bytes // max(self.shape[0], 1) if self.has_rows else self.num_bytes
 
 
 def parse_header(header: bytes, *, num_bytes: int) -> list[StoredTensor]:
@@ -115,6 +118,8 @@ def _parse_tensor(name: str, entry: object) -> tuple[int, int, str, torch.dtype,
         raise ValueError(f"{name!r} has {offsets[1] - offsets[0]} bytes, which is not its shape")
     if name.startswith(PAGES) and (dtype != torch.uint8 or len(shape) != 2):
         raise ValueError(f"{name!r} is not a table of bytes")
+    if name.startswith(TABLES) and len(shape) < 2:
+        raise ValueError(f"{name!r} is not a table")
     return offsets[0], offsets[1], name, dtype, tuple(shape)
 
 

@@ -32,6 +32,7 @@ from emllm.store.folder import (
     refuse_foreign,
     refuse_links,
 )
+from emllm.store.layout import INDEX_TABLES
 from emllm.store.record import KINDS, FileRecord
 from emllm.store.seal import seal_path
 
@@ -71,7 +72,7 @@ def describe(path: Path | str) -> Summary:
             documents=contents.documents,
             num_tokens=contents.num_tokens,
             num_events=len(contents.events),
-            num_files=len(contents.files),
+            num_files=len(contents.all_files),
             num_bytes=_bytes_on_disk(folder.path),
         )
 
@@ -87,7 +88,7 @@ def verify(path: Path | str, progress: Progress | None = None) -> list[str]:
         with closing(Catalogue.open(path / CATALOGUE, writable=False)) as catalogue:
             lock = locks.read_lock(path / READERS_LOCK, seconds=_WAIT_SECONDS)
             try:
-                return [*catalogue.verify(), *_verify_files(path, catalogue.load().files, progress)]
+                return [*catalogue.verify(), *_verify_files(path, catalogue.load().all_files, progress)]
             finally:
                 if lock is not None:
                     lock.release()
@@ -98,7 +99,7 @@ def verify(path: Path | str, progress: Progress | None = None) -> list[str]:
 def extras(path: Path | str) -> list[str]:
     """Files in a memory's folder that its catalogue does not name: leftovers that the next writer deletes."""
     with MemoryFolder.open(path) as folder:
-        named = {record.name for record in folder.contents.files}
+        named = {record.name for record in folder.contents.all_files}
         return [name for name in leftovers(folder.path) if name not in named]
 
 
@@ -155,6 +156,10 @@ def _miscounts(path: Path, file: TensorFile) -> list[str]:
             problems.append(
                 f"{path / record.name}: {name} is {list(shape)}, expected a multiple of {record.num_events}"
             )
+        if name.startswith(INDEX_TABLES) and shape[1] != record.num_events:
+            problems.append(
+                f"{path / record.name}: {name} is {list(shape)}, expected {record.num_events} events"
+            )
     return problems
 
 
@@ -166,7 +171,7 @@ def _transfer(
     progress: Progress | None,
 ) -> None:
     contents = folder.contents
-    total = sum(record.num_bytes for record in contents.files)
+    total = sum(record.num_bytes for record in contents.all_files)
     done = 0
     refuse_foreign(to, contents=contents)  # before the part that takes everything back
     header.pop(ERASING, None)  # nothing of it is carried over
@@ -174,7 +179,7 @@ def _transfer(
         _clear(to, contents)  # what an attempt that was killed left
         prepare(to)
         with disk.translated("write", to):
-            for record in contents.files:
+            for record in contents.all_files:
                 transfer(folder, record, to)
                 done += record.num_bytes
                 if progress is not None:
@@ -234,7 +239,7 @@ def _undo(to: Path, contents: Contents, header: dict[str, Any]) -> None:
 
 def _clear(to: Path, contents: Contents) -> None:
     """Takes away files that a transfer writes; whole ones, and temporary ones of one that was killed."""
-    names = [record.name for record in contents.files]
+    names = [record.name for record in contents.all_files]
     if to.is_dir():
         names += [name for name in leftovers(to) if name.endswith(TEMPORARY_SUFFIX)]
     for name in names:

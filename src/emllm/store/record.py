@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from emllm.errors import StoreError
 
 #: The folder of each kind of file.
-KINDS = {"segment": "segments", "recent": "recent"}
-_NAME = re.compile(r"(segments|recent)/[0-9a-z-]+\.safetensors")
+KINDS = {"segment": "segments", "recent": "recent", "index": "index"}
+_NAME = re.compile(r"(segments|recent|index)/[0-9a-z-]+\.safetensors")
 #: Numbers of tokens and bytes stay below this, so that sums of two stay within 64 bits.
 LARGEST = 1 << 62
 
@@ -24,13 +24,13 @@ class FileRecord:
 
     Attributes:
         name: path relative to the memory's folder.
-        kind: `segment` or `recent`.
+        kind: `segment` or `recent`, which make the log, or `index`, of what segments hold too.
         start: first token of the log in it.
         stop: one past the last.
         num_bytes: size of the file.
         num_events: rows of event keys in it.
         checksums: crc32 as little-endian uint32: of the header, then of the tensors in the order of
-            their offsets, one per tensor, but one per row of a tensor named ``pages.*``.
+            their offsets, one per tensor, but one per row of a table (`layout.TABLES`).
     """
 
     name: str

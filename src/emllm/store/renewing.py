@@ -49,9 +49,9 @@ def _adopt(path: Path, building: Path, begun: Contents) -> None:
         old, new = folder.contents, made.contents
         if old.files != begun.files or old.documents != begun.documents:
             raise StoreError(f"{path}: was written meanwhile; nothing in it was changed")
-        had = {record.name for record in old.files}
-        has = {record.name for record in new.files}
-        fresh = [record for record in new.files if record.name not in had]
+        had = {record.name for record in old.all_files}
+        has = {record.name for record in new.all_files}
+        fresh = [record for record in new.all_files if record.name not in had]
         with disk.translated("write", path):
             for record in fresh:
                 link_file(made, record, path)

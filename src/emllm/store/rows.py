@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from emllm.errors import StoreError
-from emllm.store.contents import Contents, DocumentRecord, Spans, in_log_order
+from emllm.store.contents import Contents, DocumentRecord, Spans, apart
 from emllm.store.record import FileRecord
 
 #: Columns of each table and their types; `crc` comes last in each and covers table name and all the rest.
@@ -136,7 +136,7 @@ def read_entries(connection: sqlite3.Connection) -> dict[str, dict[str, Any]]:
 def write_contents(connection: sqlite3.Connection, contents: Contents) -> None:
     """All of them, into tables that are empty but for the header."""
     write_documents(connection, contents.documents)
-    for record in contents.files:
+    for record in contents.all_files:
         write_file(connection, record)
     write_events(connection, 0, contents.events)
     write_entry(connection, "state", contents.state)
@@ -157,7 +157,8 @@ def read_contents(connection: sqlite3.Connection) -> Contents:
     expected = {"documents": len(documents), "events": len(events), "files": len(files)}
     if counts != {**expected, "tokens": counts.get("tokens")} or type(counts["tokens"]) is not int:
         raise StoreError(f"the catalogue counts {counts}, but holds {expected}")
-    return Contents(counts["tokens"], documents, in_log_order(files), events, entries["state"])
+    log, index = apart(files)
+    return Contents(counts["tokens"], documents, log, events, entries["state"], index)
 
 
 def write_documents(connection: sqlite3.Connection, documents: Sequence[DocumentRecord]) -> None:
