@@ -159,7 +159,7 @@ def test_what_a_neutral_question_recalls_is_taken_off_and_the_memory_is_as_befor
     read_tokens(lm.model, lm.cache(fork), lm.asking.neutral, chunk_tokens=32)
     assert usual.totals.any() and (usual.totals == trace.totals).all()
     trace.take_off(usual)
-    assert trace.strongest(5) == [] and memory.num_tokens == num_tokens
+    assert not trace.totals.any() and memory.num_tokens == num_tokens
 
 
 def test_a_text_that_is_attended_to_whole_is_not_read_again(lm):
@@ -231,3 +231,20 @@ def test_the_papers_methods_answer_from_what_they_recall(preset):
 def test_a_way_to_recollect_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="recollect must be one of never, always, auto"):
         MemoryConfig(recollect="sometimes")
+
+
+def test_the_neutral_question_is_asked_once_until_the_memory_reads_on_and_not_kept_longer_than_it(lm):
+    memory = lm.memory(config=SMALL)
+    memory.read(STORY, name="story")
+    known = lm.asking.usual_at
+    known.clear()
+    for question in ("Who was sad?", "Where did she play?"):
+        lm.ask(memory, question, sampling=SHORT)
+    assert list(known) == [memory.moment]
+    assert lm.asking.usual(memory.fork()) is known[memory.moment]
+    before = known[memory.moment]
+    memory.read(STORY, name="again")
+    lm.ask(memory, "Who was sad?", sampling=SHORT)
+    assert list(known) == [memory.moment] and known[memory.moment] is not before
+    del memory
+    assert not known

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator, MutableMapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from emllm.errors import InputError, ModelError
 from emllm.evidence import evidence_of
 from emllm.generation import Sampling, text_pieces
 from emllm.memory import EpisodicMemory
+from emllm.memory.sequence import Moment
 from emllm.memory.stored import open_memory
 from emllm.memory.truncating import truncate
 from emllm.models.attach import attach
@@ -59,6 +61,7 @@ class EpisodicLM:
         self._attachment = attach(model)
         self.model = model
         self.tokenizer = tokenizer
+        self._usual_at: MutableMapping[Moment, RecallTrace] = weakref.WeakKeyDictionary()
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._chat: ChatFormat | None = None
         self._fingerprint: dict[str, str] | None = None
@@ -315,6 +318,7 @@ class EpisodicLM:
             between=tuple(chat.encode("\n\n")),
             stop_ids=chat.stop_ids,
             neutral=tuple(chat.encode(chat.before_question + NEUTRAL_QUESTION)),
+            usual_at=self._usual_at,
         )
 
     def evidence(self, memory: EpisodicMemory, trace: RecallTrace, limit: int) -> tuple[Evidence, ...]:

@@ -8,7 +8,7 @@ docs/lab-notes.md for what it is worth. This module does not know templates, or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from emllm.config import MemoryConfig
 from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
+from emllm.memory.sequence import Moment
 from emllm.reading import read_tokens
 from emllm.recall.rereading import events_to_reread, joined_spans
 from emllm.recall.trace import RecallTrace
@@ -37,6 +38,7 @@ class Asking:
         between: ids that part one passage from the next.
         stop_ids: ids that end an answer.
         neutral: ids of a question that asks for nothing in particular, without the template after it.
+        usual_at: what the neutral question recalled, for memories that have not read on since.
     """
 
     model: Any
@@ -45,6 +47,7 @@ class Asking:
     between: tuple[int, ...]
     stop_ids: frozenset[int]
     neutral: tuple[int, ...]
+    usual_at: MutableMapping[Moment, RecallTrace]
 
     def answer(
         self,
@@ -98,9 +101,13 @@ class Asking:
 
     def usual(self, memory: EpisodicMemory) -> RecallTrace:
         """What a neutral question recalls, asked on a fork: no evidence for any other."""
+        known = self.usual_at.get(memory.moment)
+        if known is not None:
+            return known
         fork = memory.fork()
         trace = fork.trace_recall()
         self._read(fork, self.neutral)
+        self.usual_at[memory.moment] = trace
         return trace
 
     def context(

@@ -180,11 +180,11 @@ def test_a_copy_that_goes_on_costs_what_it_is_told_and_not_what_was_told_before(
 @given(score_lists)
 def test_to_take_off_nothing_changes_nothing_and_to_take_off_itself_leaves_nothing(rows):
     trace = traced(rows)
-    before = trace.totals
+    before, strongest = trace.totals, trace.strongest(6)
     trace.take_off(RecallTrace())
     assert (trace.totals == before).all()
     trace.take_off(traced(rows))
-    assert trace.strongest(6) == [] and (trace.totals == 0).all()
+    assert (trace.totals == 0).all() and trace.strongest(6) == strongest
 
 
 def test_what_is_recalled_whatever_is_asked_is_no_evidence_beside_what_stands_out_now():
@@ -204,3 +204,12 @@ def test_only_the_same_layers_recalls_are_taken_off():
     before = trace.totals
     trace.take_off(usual)
     assert (trace.totals == before).all()
+
+
+def test_where_nothing_is_beyond_the_usual_what_was_recalled_is_told_all_the_same():
+    trace, usual = RecallTrace(), RecallTrace()
+    for one in (trace, usual):
+        one.add(0, np.array([0.0, 1.0, 3.0], dtype=np.float32), [1, 2])
+    expected = [event.event for event in trace.strongest(2)]
+    trace.take_off(usual)
+    assert expected == [2] == [event.event for event in trace.strongest(2)]

@@ -32,6 +32,10 @@ from emllm.segmentation.key_graph import KeyGraph
 from emllm.store.log import Log, Unit
 
 
+class Moment:
+    """What a memory and its forks have in common until one of them reads on; a key for what was found out."""
+
+
 class SequenceMemory:
     """The memory of one sequence of tokens, for one model.
 
@@ -71,6 +75,8 @@ class SequenceMemory:
         ]
         self._pending: Tensor | None = None
         self._view: View | None = None
+        #: Changes with every commit.
+        self.moment = Moment()
 
     @property
     def num_tokens(self) -> int:
@@ -177,6 +183,7 @@ class SequenceMemory:
         for layer in self._layers:
             layer.commit()
         self._pending = None
+        self.moment = Moment()
         self._events.close(self._cut(token_ids, chunk_surprise, logits, first=first))
         self._release_events()
 
@@ -195,6 +202,7 @@ class SequenceMemory:
         child._cutter = self._cutter.fork()
         child._layers = [layer.fork(child._events) for layer in self._layers]
         child._pending = child._view = None
+        child.moment = self.moment
         return child
 
     def rest(self) -> None:

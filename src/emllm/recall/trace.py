@@ -233,16 +233,24 @@ class RecallTrace:
     @property
     def totals(self) -> NDArray[np.float64]:
         """What every event scores in all, recalled or not; the order that `strongest` goes by."""
+        return self._beyond(self._usual)
+
+    def _beyond(self, trace: RecallTrace | None) -> NDArray[np.float64]:
         num_events = max((len(layer.total) for layer in self._standings.values()), default=0)
         totals = np.zeros(num_events)
         for layer_idx, layer in self._standings.items():
-            usual = _NOTHING if self._usual is None else self._usual.standing(layer_idx)
+            usual = _NOTHING if trace is None else trace.standing(layer_idx)
             totals[: len(layer.total)] += layer.beyond(usual)
         return totals
 
     def strongest(self, limit: int) -> list[RecalledEvent]:
-        """The recalled events that all layers together found most similar, strongest first."""
+        """The recalled events that all layers together found most similar, strongest first.
+
+        Where none is beyond what is usual, nothing but habit is taken off: something was recalled all the same.
+        """
         totals = self.totals
+        if not totals[sorted(self._layers)].any():
+            totals = self._beyond(None)
         num_recalls = sum(layer.num_recalls for layer in self._standings.values())
         recalled = np.array(sorted(self._layers), dtype=np.int64)
         order = recalled[np.argsort(-totals[recalled], kind="stable")[:limit]]
