@@ -246,7 +246,7 @@ class RecallTrace:
     def strongest(self, limit: int) -> list[RecalledEvent]:
         """The recalled events that all layers together found most similar, strongest first.
 
-        Where none is beyond what is usual, nothing but habit is taken off: something was recalled all the same.
+        Where none is beyond what is usual, nothing but habit is taken off: something was recalled.
         """
         totals = self.totals
         if not totals[sorted(self._layers)].any():
