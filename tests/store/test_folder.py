@@ -601,7 +601,8 @@ def test_nothing_is_overwritten(path, tmp_path):
     before = tree(path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    orphan = Path(shutil.copytree(path, tmp_path / "orphan"))
+    orphan = tmp_path / "orphan"
+    filled(orphan)  # of another memory: its files have names of their own
     (orphan / "catalogue.sqlite").unlink()
     (orphan / "catalogue.crc").unlink()
     for to in (path, tmp_path / "other", orphan):
