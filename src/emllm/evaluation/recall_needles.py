@@ -52,7 +52,7 @@ class NeedleRanks:
         position: of the answer in the document, in tokens.
         num_events: that were ranked.
         layers: rank of its best event by layer; empty where it has no event that could be recalled.
-        consensus: rank in the sum of all layers; None likewise.
+        consensus: rank in what all layers find together, less what a neutral question finds; None likewise.
     """
 
     document: str
@@ -141,13 +141,15 @@ def ranks_of(
 def _asked(
     lm: EpisodicLM, memory: EpisodicMemory, query: str
 ) -> tuple[list[RecallMoment], NDArray[np.float64]]:
-    """What every layer made of a question, and the sum of all layers."""
+    """What every layer made of a question, and what all together find for it, as when it is answered."""
     fork = memory.fork()
     moments: list[RecallMoment] = []
     trace = fork.trace_recall()
+    trace.take_off(lm.asking.usual(memory))
     fork.observe_recall(moments.append)
-    ids = lm.chat_format.question(query, is_first=True)
-    # In one chunk, so that every layer recalls once.
+    # Without the template's tokens after it, which recall the same for every question; in one chunk, so that
+    # every layer recalls once.
+    ids = lm.chat_format.encode(lm.chat_format.before_question + query)
     read_tokens(lm.model, lm.cache(fork), ids, chunk_tokens=len(ids))
     return moments, trace.totals
 
