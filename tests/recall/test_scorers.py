@@ -256,7 +256,7 @@ def test_of_ten_thousand_events_the_one_that_a_query_looks_for_is_the_best(is_pl
 def test_a_rest_that_stands_for_more_counts_like_so_many_copies_of_it(seed, heads_, num, num_rest, copies):
     query, keys = draw(seed, heads_, (5, num + num_rest, 3))
     scored, sample = part(keys[:, :num]), part(keys[:, num:])
-    found = votes(query, [scored], 1.0, rest=scorers.Rest(sample, copies))
+    found = votes(query, [scored], 1.0, rest=scorers.Rest(sample, float(copies)))
     whole = votes(query, [scored, *[sample] * copies], 1.0)
     torch.testing.assert_close(found, whole[:num], atol=1e-5, rtol=1e-4)
 
