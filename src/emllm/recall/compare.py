@@ -45,7 +45,7 @@ def best_logits(
                 place.copy_(_byte_products(steps, piece.keys)).mul_(piece.scales[:, None]).mul_(scales)
             first += piece.num_events
         sums.append(torch.logsumexp(logits[:, :, start:first], dim=-1))
-    return logits, torch.logsumexp(torch.stack(sums), dim=0)
+    return logits, sums[0] if len(sums) == 1 else torch.logsumexp(torch.stack(sums), dim=0)
 
 
 def most_standing_out(logits: Float[Tensor, "K Q N"], lse: Float[Tensor, "K Q"]) -> Float[Tensor, "K N"]:
