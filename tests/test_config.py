@@ -78,3 +78,17 @@ def test_the_default_views_fit_every_trained_window(trained_tokens):
     resolved = MemoryConfig().resolve(trained_tokens=trained_tokens, num_layers=4)
     views = resolved.sink_tokens + resolved.local_tokens + resolved.recall_tokens
     assert views + resolved.chunk_tokens <= trained_tokens
+
+
+@pytest.mark.parametrize(
+    ("trained_tokens", "expected"), [(512, 128), (2048, 256), (8192, 256), (32_768, 1024), (131_072, 4096)]
+)
+def test_more_is_read_again_with_models_trained_on_longer_texts(trained_tokens, expected):
+    views = {"local_tokens": min(4096, trained_tokens // 4), "recall_tokens": min(4096, trained_tokens // 4)}
+    config = MemoryConfig(**views, sink_tokens=4, chunk_tokens=16, max_event_tokens=32)
+    assert config.resolve(trained_tokens=trained_tokens, num_layers=4).recollect_tokens == expected
+
+
+def test_no_more_is_read_again_than_a_layer_attends_to():
+    config = MemoryConfig(local_tokens=64, recall_tokens=64, max_event_tokens=32)
+    assert config.resolve(trained_tokens=131_072, num_layers=4).recollect_tokens == 128

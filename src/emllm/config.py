@@ -25,6 +25,9 @@ CODECS = ("exact", "bf16", "fp8", "int8", "int4")
 POSITIONS = ("ordered", "paper")
 RECOLLECT = ("never", "always", "auto")
 
+#: Tokens that are read again for a question, unless said otherwise; more for models trained on long texts.
+LEAST_RECOLLECTED = 256
+
 #: What each of the paper's variant names sets (EM-LLM, section 4).
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "S": {"segmenter": "surprise", "refine": "none", "contiguity": 0.0},
@@ -131,8 +134,8 @@ class MemoryConfig:
         recollect: whether a question is answered from what all layers together recall for it, read again in
             order: `never`, `always`, or `auto`, where not all of the text can be attended to. It
             may differ whenever a memory is opened.
-        recollect_tokens: of what is read again, passages and the last tokens; None is as many as are local
-            and recalled. It may differ likewise.
+        recollect_tokens: of what is read again, passages and the last tokens, half at least for passages;
+            None is a 32nd of what the model was trained on, 256 at least. It may differ likewise.
         codec: how keys and values are stored once they have left the local window: `exact`, `bf16`, `fp8`,
             `int8` or `int4`.
         device_budget: bytes of stored keys and values kept where the layers compute; None is chosen
@@ -294,8 +297,10 @@ class MemoryConfig:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values.update(views, recall_tokens=recall, refine_from_layer=from_layer)
         if self.recollect_tokens is None:
+            # Small models answer better from less (docs/recall.md); never more than a layer attends to.
             views_tokens = views["local_tokens"] + min(recall, trained_tokens)
-            values["recollect_tokens"] = max(1, min(views_tokens, trained_tokens // 4))
+            wanted = max(LEAST_RECOLLECTED, trained_tokens // 32)
+            values["recollect_tokens"] = max(1, min(views_tokens, wanted, trained_tokens // 4))
         return ResolvedConfig(**values)
 
 
