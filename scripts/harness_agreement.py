@@ -38,7 +38,7 @@ from emllm.evaluation.answering import Answerer
 from emllm.evaluation.harness_model import HarnessModel
 from emllm.evaluation.likelihood import last_logits
 from emllm.evaluation.metrics import metric
-from emllm.evaluation.prompts import prompt_format, until_stop
+from emllm.evaluation.prompts import prompt_format, text_of, until_stop
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.suites import SampleNeeds, samples_function
@@ -88,10 +88,10 @@ def shortest(
             raise SystemExit(
                 f"{task.name} puts words into the model's mouth; the harness has no place for them"
             )
-        text_ids, (question_ids,) = layout.cut(sample.before + sample.text, [question])
+        text_ids, (question_ids,) = layout.cut(text_of(sample), [question])
         ids = (*layout.opening, *text_ids, *question_ids)
         if len(ids) in tokens:
-            found.append(Asked(sample, question, sample.before + sample.text + question.text, ids))
+            found.append(Asked(sample, question, text_of(sample) + question.text, ids))
     return sorted(found, key=lambda asked: len(asked.token_ids))[:num_samples]
 
 

@@ -124,11 +124,10 @@ class Answerer:
         memory, read_seconds = self._last.of(
             self._resolved, ids, lambda: self._read(ids, name=sample.sample_id, progress=progress)
         )
+        head_stop = len(layout.opening) + len(layout.encode(sample.before))
         surprise = None
         if task.metric == PERPLEXITY:
-            start = len(layout.opening) + len(layout.encode(sample.before))
-            surprise = _mean(memory.surprise(min(start, memory.num_tokens)))
-        head_stop = len(layout.opening) + len(layout.encode(sample.before))
+            surprise = _mean(memory.surprise(min(head_stop, memory.num_tokens)))
         replies = tuple(
             self._reply(
                 task,

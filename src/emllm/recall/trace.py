@@ -248,11 +248,11 @@ class RecallTrace:
 
         Where none is beyond what is usual, nothing but habit is taken off: something was recalled.
         """
+        recalled = np.array(sorted(self._layers), dtype=np.int64)
         totals = self.totals
-        if not totals[sorted(self._layers)].any():
+        if not totals[recalled].any():
             totals = self._beyond(None)
         num_recalls = sum(layer.num_recalls for layer in self._standings.values())
-        recalled = np.array(sorted(self._layers), dtype=np.int64)
         order = recalled[np.argsort(-totals[recalled], kind="stable")[:limit]]
         return [
             RecalledEvent(int(i), float(totals[i]) / num_recalls, len(self._layers[int(i)]))
