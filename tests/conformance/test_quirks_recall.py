@@ -296,8 +296,8 @@ def test_a_kv_head_has_one_set_of_representatives_not_one_per_query_head(replaye
     memory = our_memory(run)
     read_as_recorded(run, memory, tape_of(run, again), stop=512)
     for layer in memory_layers(memory):
-        (part,) = layer.index.parts()
-        assert part.keys.shape == (KV_HEADS, 1, len(layer.index), HEAD_DIM)
+        (part,) = layer.ranking.index.parts()
+        assert part.keys.shape == (KV_HEADS, 1, len(layer.ranking.index), HEAD_DIM)
     assert run["repr_key"].shape[2] == GROUP * KV_HEADS
 
 

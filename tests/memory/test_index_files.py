@@ -125,9 +125,9 @@ def test_what_an_index_file_covers_is_read_from_it_and_keys_when_they_are_looked
     with opened(path, read_only=True) as memory:
         assert was_read and all(record.start >= stop for record in was_read)
         for layer in memory_layers(memory):
-            late = [one for one in layer.index._pieces() if isinstance(one, LatePart)]
+            late = [one for one in layer.ranking.index._pieces() if isinstance(one, LatePart)]
             assert len(late) == 1 and late[0]._part is None
-            assert len(layer.index.parts()) >= 1 and late[0]._part is not None
+            assert len(layer.ranking.index.parts()) >= 1 and late[0]._part is not None
 
 
 def test_index_files_grow_geometrically_and_are_few(tmp_path):
@@ -192,7 +192,7 @@ def test_what_is_forgotten_is_in_no_index_file_and_the_rest_is(tmp_path, which):
     with opened(path, read_only=True) as memory:
         gone = memory.documents[which]
         inside = [i for i, (start, stop) in enumerate(event_spans(memory)) if gone.start <= start < gone.stop]
-        part = memory_layers(memory)[0].index.parts()[0]
+        part = memory_layers(memory)[0].ranking.index.parts()[0]
         inside = [i for i in inside if i < part.num_events][1:3]
         keys = part.keys[0, 0, inside].numpy().tobytes() if len(inside) == 2 else None
     forget(path, gone.name)

@@ -150,8 +150,8 @@ def test_the_queue_of_neighbours_goes_with_a_fork():
         read(each, tape, [16] * 20)
     child = memory.fork()
     for layer in memory_layers(forgetful):
-        assert layer._queue
-        layer._queue = []
+        assert layer.ranking.queue
+        layer.ranking.queue = []
     outs = [read(each, tape, [16] * 5) for each in (memory, child, forgetful)]
     assert_same_bits(outs[0], outs[1])
     assert not all(torch.equal(one, other) for one, other in zip(outs[0], outs[2], strict=True))

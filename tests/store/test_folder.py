@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emllm.errors import StoreError
-from emllm.store import disk, files, rows
-from emllm.store import folder as folder_module
+from emllm.store import disk, files, open_files, rows
 from emllm.store.catalogue import Change, Contents, DocumentRecord
-from emllm.store.folder import MemoryFolder, is_memory
+from emllm.store.folder import MemoryFolder
 from emllm.store.maintenance import clone, copy, describe, extras, verify
+from emllm.store.place import is_memory
 
 CHUNK = 4
 
@@ -636,7 +636,7 @@ def test_what_is_no_memory_is_refused(tmp_path):
 def test_no_more_files_are_open_than_allowed_and_all_can_be_read(tmp_path_factory, order):
     path = tmp_path_factory.mktemp("many") / "memory"
     filled(path, 12)
-    limit, folder_module.MAX_OPEN_FILES = folder_module.MAX_OPEN_FILES, 3
+    limit, open_files.MAX_OPEN_FILES = open_files.MAX_OPEN_FILES, 3
     try:
         with MemoryFolder.open(path) as folder:
             before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
@@ -646,7 +646,7 @@ def test_no_more_files_are_open_than_allowed_and_all_can_be_read(tmp_path_factor
                 if before:
                     assert len(os.listdir("/proc/self/fd")) <= before + 3
     finally:
-        folder_module.MAX_OPEN_FILES = limit
+        open_files.MAX_OPEN_FILES = limit
 
 
 def test_a_file_of_a_newer_record_is_read_anew(path):

@@ -97,7 +97,7 @@ def assert_same_bits(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
 
 def index_of(memory: EpisodicMemory) -> list[Tensor]:
     """Every layer's event keys, ``[K, N, R, D]``."""
-    filled = [layer.index for layer in memory_layers(memory) if len(layer.index)]
+    filled = [layer.ranking.index for layer in memory_layers(memory) if len(layer.ranking.index)]
     return [torch.cat([part.floats() for part in index.parts()], 1) for index in filled]
 
 

@@ -27,7 +27,7 @@ from emllm.memory import EpisodicMemory, forgetting
 from emllm.memory.compacting import compact
 from emllm.memory.truncating import truncate
 from emllm.store import disk, maintenance
-from emllm.store.folder import is_memory
+from emllm.store.place import is_memory
 from emllm.store.renewing import renewed
 
 #: Documents of a memory that something is done to; the one in the middle is forgotten.

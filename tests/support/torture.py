@@ -213,7 +213,7 @@ def held_by(case: Case, memory: EpisodicMemory) -> dict[str, str]:
         memory._log.gather(idx, np.arange(num), keys=keys, values=values)
         held[f"keys of layer {idx}"], held[f"values of layer {idx}"] = digest([keys]), digest([values])
     for layer in memory_layers(memory):
-        parts = [part.floats() for part in layer.index.parts()] if len(layer.index) else []
+        parts = [part.floats() for part in layer.ranking.index.parts()] if len(layer.ranking.index) else []
         held[f"event keys of layer {layer.layer_idx}"] = digest([torch.cat(parts, 1)] if parts else [])
     for layer_idx, habit in enumerate(habits_of(memory)):
         held[f"habit of layer {layer_idx}"] = digest([habit])

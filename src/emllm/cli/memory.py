@@ -53,8 +53,8 @@ def show(mem: Mem, json: options.Json = False) -> None:
 
 def verify(mem: Mem, json: options.Json = False) -> None:
     """Read every byte of a memory and hold it against its checksums; exit code 1 if anything is wrong."""
-    from emllm.store.folder import is_memory
     from emllm.store.maintenance import extras, verify
+    from emllm.store.place import is_memory
 
     if not is_memory(mem):
         raise no_memory(mem)

@@ -23,7 +23,7 @@ UNFOLDED = 10_000
 
 def listing(folder: Path) -> list[dict[str, Any]]:
     """Figures of each memory directly in a folder, by name; of a damaged one what is wrong."""
-    from emllm.store.folder import is_memory
+    from emllm.store.place import is_memory
 
     paths = [folder] if is_memory(folder) else sorted(p for p in folder.iterdir() if is_memory(p))
     return [_figures(path) for path in paths]

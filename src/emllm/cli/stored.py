@@ -49,7 +49,8 @@ class Stored:
         """
         if not path.is_dir():
             return None  # without importing the store, which is slow
-        from emllm.store.folder import MemoryFolder, is_memory
+        from emllm.store.folder import MemoryFolder
+        from emllm.store.place import is_memory
 
         if not is_memory(path):
             return None
@@ -166,6 +167,6 @@ def check_new(path: Path, contents: Contents | None = None) -> None:
     if not os.access(path if path.is_dir() else parent, os.W_OK):
         raise InputError(f"{path}: cannot be written")
     if os.path.lexists(path):
-        from emllm.store.folder import refuse_foreign
+        from emllm.store.place import refuse_foreign
 
         refuse_foreign(path, contents=contents)

@@ -83,8 +83,7 @@ def index_events(
         keys = gather_span(log, [(layer.layer_idx, layer.geometry) for layer in alike], token_idx, dtype)
         keys = keys.permute(0, 2, 1, 3)
         weights = [
-            layer.event_weights(layer_keys, alive=alive)
-            for layer, layer_keys in zip(alike, keys, strict=True)
+            layer.weights.of(layer_keys, alive=alive) for layer, layer_keys in zip(alike, keys, strict=True)
         ]
         known = [w for w in weights if w is not None]
         made = MAKERS[config.event_key](

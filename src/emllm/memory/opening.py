@@ -117,9 +117,9 @@ class _Loading:
             if part is None:
                 continue
             if ranks_alike_in_parts(layer.config):
-                layer.index.adopt(part, centre)
+                layer.ranking.index.adopt(part, centre)
             else:
-                layer.index.append_encoded(part.part(), centre)
+                layer.ranking.index.append_encoded(part.part(), centre)
         self._add_recalls(recalls_of(index.tensors, self._starts))
         return index
 

@@ -240,7 +240,7 @@ class SequenceMemory:
     def observe_recall(self, observer: Observer | None) -> None:
         """Show an observer every recall that ranks events, layer by layer; None ends it. Forks have none."""
         for layer in self._memory_layers:
-            layer.observer = observer
+            layer.ranking.observer = observer
 
     def units_that_left(self) -> list[tuple[int, Unit]]:
         """Closed units that are raw, and that nothing asks for exactly any more."""

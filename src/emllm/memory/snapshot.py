@@ -47,7 +47,7 @@ def snapshot(memory: EpisodicMemory) -> tuple[dict[str, Any], dict[str, Tensor]]
         kept = {
             "queries": state.queries,
             "weights": state.weights,
-            "centre": layer.index.centre,
+            "centre": layer.ranking.index.centre,
             "shortlist": shortlist,
         }
         for name, tensor in kept.items():
@@ -143,7 +143,7 @@ def event_key_tensors(layers: Sequence[MemoryLayer], first: int, last: int) -> d
     """Event keys ``[first, last)`` of all layers as two long tensors."""
     keys, scales = [], []
     for layer in layers:
-        part = joined(layer.index.between(first, last))
+        part = joined(layer.ranking.index.between(first, last))
         if part is not None:
             keys.append(part.keys.reshape(-1).cpu())
             if part.scales is not None:
@@ -193,7 +193,7 @@ def add_event_keys(
             torch.cat(scales, dim=1).to(geometry.device) if scales else None,
         )
         centre = centres.get(layer.layer_idx)
-        layer.index.append_encoded(part, None if centre is None else centre.to(geometry.device))
+        layer.ranking.index.append_encoded(part, None if centre is None else centre.to(geometry.device))
 
 
 def recall_tensors(recalls: Mapping[int, Sequence[Recall]], starts: NDArray[np.int64]) -> dict[str, Tensor]:

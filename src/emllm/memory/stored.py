@@ -20,8 +20,9 @@ from emllm.memory.home import FolderHome
 from emllm.memory.opening import load
 from emllm.memory.placing import layer_shapes
 from emllm.store import erasing
-from emllm.store.folder import MemoryFolder, is_memory
+from emllm.store.folder import MemoryFolder
 from emllm.store.maintenance import verify
+from emllm.store.place import is_memory
 from emllm.store.sizes import PAGE_TOKENS
 
 #: In which part the model of a header differs from the one at hand; None where they agree.

@@ -10,10 +10,6 @@ This module does not know what the files hold, nor when a segment is full.
 from __future__ import annotations
 
 import os
-import re
-import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -28,18 +24,21 @@ from emllm.store.catalogue import Catalogue, Change, Contents
 from emllm.store.contents import Ledger
 from emllm.store.files import TensorFile, write_tensors
 from emllm.store.filling import Described, Fill, write_filled
+from emllm.store.open_files import OpenFiles
+from emllm.store.place import (
+    CATALOGUE,
+    READERS_LOCK,
+    WRITER_LOCK,
+    complete,
+    is_memory,
+    leftovers,
+    new_name,
+    prepare,
+    refuse_links,
+)
 from emllm.store.record import KINDS, FileRecord
 
-CATALOGUE = "catalogue.sqlite"
-WRITER_LOCK = "lock"
-READERS_LOCK = "readers.lock"
-#: Data files that are open at once.
-MAX_OPEN_FILES = 512
 _WAIT_SECONDS = 10.0
-#: What a writer may leave behind; anything else in the folder is somebody else's and stays.
-_DATA_LEFTOVER = re.compile(r"[0-9a-z-]+\.safetensors(\.[0-9a-f]+\.tmp)?")
-_TEMPORARY = (".tmp", ".tmp-wal", ".tmp-shm", ".tmp-journal")
-_LEFTOVER = re.compile(r"catalogue\.(sqlite|crc)\.[0-9a-f]+\.tmp(-wal|-shm|-journal)?")
 
 
 class MemoryFolder:
@@ -58,9 +57,7 @@ class MemoryFolder:
         self._added: set[str] = set()
         self._doomed: list[str] = []
         self._is_alone = False
-        self._files: dict[str, TensorFile] = {}
-        self._open_files: OrderedDict[str, TensorFile] = OrderedDict()
-        self._lock = threading.Lock()
+        self._files = OpenFiles(path)
 
     @classmethod
     def create(
@@ -121,19 +118,12 @@ class MemoryFolder:
             for problem in self._contents.contradictions():
                 raise StoreError(f"{self.path}: {problem}")
             if self._writer is not None:
-                self._make_folders()
+                complete(self.path)
                 self.sweep()
         except BaseException:
             self.close()
             raise
         return self
-
-    def _make_folders(self) -> None:
-        """Those of kinds that there were not when the memory was made."""
-        for kind in KINDS.values():
-            if not (self.path / kind).is_dir():
-                with disk.translated("create", self.path / kind):
-                    disk.make_folder(self.path / kind)
 
     def __enter__(self) -> MemoryFolder:
         return self
@@ -154,7 +144,7 @@ class MemoryFolder:
     ) -> FileRecord:
         """Writes a file; it belongs to the memory from the commit on that names it."""
         self._check_writable()
-        name = _new_name(kind, start, stop)
+        name = new_name(kind, start, stop)
         record = write_tensors(
             self.path, name, tensors, kind=kind, start=start, stop=stop, num_events=num_events
         )
@@ -166,7 +156,7 @@ class MemoryFolder:
     ) -> FileRecord:
         """Writes an index file, which may be larger than RAM; see `add` and `filling.write_filled`."""
         self._check_writable()
-        name = _new_name("index", start, stop)
+        name = new_name("index", start, stop)
         record = write_filled(
             self.path, name, described, fill, kind="index", start=start, stop=stop, num_events=num_events
         )
@@ -217,7 +207,7 @@ class MemoryFolder:
             self._contents, self._ledger = contents, Ledger.of(contents)
         self._added.difference_update(record.name for record in change.new_files)
         for name in change.dropped_files:
-            self._forget_file(name)
+            self._files.forget(name)
         segments = f"{KINDS['segment']}/"
         self._doomed += [
             one for one in change.dropped_files if self._is_alone or not one.startswith(segments)
@@ -237,14 +227,8 @@ class MemoryFolder:
         return replace(change, dropped_files=[*change.dropped_files, *sorted({*stale} - dropped)])
 
     def file(self, record: FileRecord) -> TensorFile:
-        """A data file, open for reading; at most `MAX_OPEN_FILES` hold a descriptor at once."""
-        with self._lock:
-            file = self._files.get(record.name)
-            if file is None or file.record != record:
-                file = self._files[record.name] = TensorFile(self.path, record, on_open=self._note_open)
-            if record.name in self._open_files:
-                self._open_files.move_to_end(record.name)
-            return file
+        """A data file, open for reading."""
+        return self._files.file(record)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -290,10 +274,7 @@ class MemoryFolder:
 
     def close(self) -> None:
         """Ends the use; a writer leaves a sealed catalogue behind."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-        self._open_files.clear()
+        self._files.close()
         try:
             self.catalogue.close()
         finally:
@@ -319,23 +300,6 @@ class MemoryFolder:
                 lock.release()
         return deleted
 
-    def _note_open(self, file: TensorFile) -> None:
-        """Takes the descriptor from the file that was used least lately, when there are too many."""
-        with self._lock:
-            self._open_files[file.record.name] = file
-            self._open_files.move_to_end(file.record.name)
-            excess = len(self._open_files) - MAX_OPEN_FILES
-            closing = [self._open_files.popitem(last=False)[1] for _ in range(excess)]
-        for one in closing:
-            one.close()
-
-    def _forget_file(self, name: str) -> None:
-        with self._lock:
-            self._open_files.pop(name, None)
-            file = self._files.pop(name, None)
-        if file is not None:
-            file.close()
-
     @contextmanager
     def _named(self) -> Iterator[None]:
         """Names the memory in what its ledger complains of."""
@@ -347,58 +311,3 @@ class MemoryFolder:
     def _check_writable(self) -> None:
         if self._writer is None:
             raise StoreError(f"{self.path}: is not open for writing")
-
-
-def is_memory(path: Path | str) -> bool:
-    """Whether a memory is there, as far as the name of its catalogue tells."""
-    return (Path(path) / CATALOGUE).is_file()
-
-
-def _new_name(kind: str, start: int, stop: int) -> str:
-    return f"{KINDS[kind]}/{start:012d}-{stop:012d}-{secrets.token_hex(4)}.safetensors"
-
-
-def leftovers(path: Path) -> list[str]:
-    """Names in a memory's folder that its writers make: data files and temporary ones."""
-    names = []
-    for folder in KINDS.values():
-        if (path / folder).is_dir():
-            inside = os.listdir(path / folder)
-            names += [f"{folder}/{name}" for name in inside if _DATA_LEFTOVER.fullmatch(name)]
-    return sorted(names) + sorted(name for name in os.listdir(path) if _LEFTOVER.fullmatch(name))
-
-
-def prepare(path: Path, *, contents: Contents | None = None) -> None:
-    """Makes the folders of a memory; see `refuse_foreign`."""
-    refuse_foreign(path, contents=contents)
-    with disk.translated("create", path):
-        for folder in (path, *(path / kind for kind in KINDS.values())):
-            disk.make_folder(folder)
-
-
-def refuse_foreign(path: Path, *, contents: Contents | None = None) -> None:
-    """Refuses a place for a new memory where something is; what an interrupted start left is no obstacle.
-
-    Raises:
-        StoreError: something is there, such as data files that ``contents`` does not name.
-    """
-    with disk.translated("create", path):
-        if not os.path.lexists(path):
-            return
-        ours = {WRITER_LOCK, READERS_LOCK, *KINDS.values()}
-        ours |= {record.name for record in contents.all_files} if contents is not None else set()
-        there = [*os.listdir(path), *leftovers(path)]
-        foreign = [name for name in there if name not in ours and not name.endswith(_TEMPORARY)]
-    if foreign:
-        raise StoreError(f"{path}: is not empty, it has {min(foreign)}")
-    refuse_links(path)
-
-
-def refuse_links(path: Path) -> None:
-    """Refuses a memory whose parts lead out of it."""
-    for name in (WRITER_LOCK, READERS_LOCK, *KINDS.values()):
-        if (path / name).is_symlink():
-            raise StoreError(f"{path / name}: is a symbolic link")
-    for kind in KINDS.values():
-        if (path / kind).exists() and not (path / kind).is_dir():
-            raise StoreError(f"{path / kind}: is not a folder")

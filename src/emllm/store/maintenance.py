@@ -21,18 +21,18 @@ from emllm.store.contents import Contents, DocumentRecord
 from emllm.store.disk import TEMPORARY_SUFFIX
 from emllm.store.erasing import ERASING
 from emllm.store.files import TensorFile
-from emllm.store.folder import (
+from emllm.store.folder import MemoryFolder
+from emllm.store.layout import INDEX_TABLES
+from emllm.store.place import (
     CATALOGUE,
     READERS_LOCK,
     WRITER_LOCK,
-    MemoryFolder,
     is_memory,
     leftovers,
     prepare,
     refuse_foreign,
     refuse_links,
 )
-from emllm.store.layout import INDEX_TABLES
 from emllm.store.record import KINDS, FileRecord
 from emllm.store.seal import seal_path
 
