@@ -64,7 +64,7 @@ def agreeing(one, other):
 
 
 def test_the_context_is_the_head_then_passages_of_the_text_in_order_then_the_tail(lm):
-    memory = read(lm, recollect_tokens=200)
+    memory = read(lm, recollect_tokens=120)
     context, head, prompt = asked(lm, memory)
     log = memory.token_ids().tolist() + list(prompt)
     first, *passages, last = pieces_of(context, log, list(lm.asking.between))

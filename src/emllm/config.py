@@ -18,8 +18,10 @@ from emllm.errors import ConfigError
 SEGMENTERS = ("surprise", "kl", "fixed", "random", "sentence")
 OBJECTIVES = ("none", "modularity", "conductance", "intra_inter")
 REFINE_HEADS = ("all", "each")
-SCORERS = ("dot", "votes", "exact")
-EVENT_KEYS = ("mass", "logit", "mean", "spread")
+SCORERS = ("dot", "votes", "attention", "exact")
+EVENT_KEYS = ("mass", "logit", "mean", "spread", "outliers")
+#: Event keys of which there are `representatives`; of the others there is one.
+SEVERAL_KEYS = ("spread", "outliers")
 INDEX_PRECISIONS = ("int8", "exact")
 CODECS = ("exact", "bf16", "fp8", "int8", "int4")
 POSITIONS = ("ordered", "paper")
@@ -103,6 +105,11 @@ ASKING = ("recollect", "recollect_tokens")
 UNLIMITED_TOKENS = 1 << 62
 
 
+def keys_per_event(event_key: str, representatives: int) -> int:
+    """Keys that stand for an event, by the settings of these names."""
+    return representatives if event_key in SEVERAL_KEYS else 1
+
+
 @dataclass(frozen=True)
 class MemoryConfig:
     """How a memory segments, what it attends to and how it recalls.
@@ -149,7 +156,7 @@ class MemoryConfig:
     refine: str = "modularity"
     refine_from_layer: int | None = None
     refine_heads: str = "all"
-    contiguity: float = 0.3
+    contiguity: float = 0.1
     min_event_tokens: int = 16
     max_event_tokens: int = 128
     sink_tokens: int | None = None
@@ -157,8 +164,8 @@ class MemoryConfig:
     recall_tokens: int | str | None = None
     chunk_tokens: int | None = None
     recall_every_tokens: int = 16
-    scorer: str = "votes"
-    event_key: str = "spread"
+    scorer: str = "attention"
+    event_key: str = "outliers"
     representatives: int = 4
     shortlist_events: int = 1024
     index_precision: str = "int8"
@@ -227,6 +234,11 @@ class MemoryConfig:
             raise ConfigError(
                 f"recall_tokens must be 0 or >= max_event_tokens = {self.max_event_tokens}, got {value}"
             )
+
+    @property
+    def num_keys(self) -> int:
+        """Keys that stand for an event in the index."""
+        return keys_per_event(self.event_key, self.representatives)
 
     @classmethod
     def from_settings(

@@ -118,7 +118,7 @@ class Needs:
             return 0
         is_exact = self.config.index_precision == "exact"
         feature, scale = (self.model.geometry.dtype.itemsize, 0) if is_exact else (1, 4)
-        keys = feature * (self.config.representatives if self.config.event_key == "spread" else 1)
+        keys = feature * self.config.num_keys
         return self.num_events * sum(
             layer.num_kv_heads * (keys * layer.head_dim + scale) for layer in self._full_layers
         )

@@ -10,7 +10,7 @@ import pytest
 
 SMALL = ("--chunk-tokens", "64", "--local-tokens", "64", "--recall-tokens", "128")
 QUICK = ("--budgets", "64,128,256", "--every", "2")
-METHODS = ("configured", "dot", "votes", "exact", "best", "recent", "random")
+METHODS = ("configured", "dot", "votes", "attention", "exact", "best", "recent", "random")
 SENTENCE = "Once upon a time there was a little girl named Lily. She had a big red dog called Max. "
 
 

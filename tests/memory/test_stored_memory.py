@@ -42,7 +42,7 @@ folders = settings(max_examples=15, suppress_health_check=[HealthCheck.function_
 def few_events_are_many(monkeypatch):
     """Layers take turns in ranking all events from the fifth one on."""
     monkeypatch.setattr("emllm.recall.shortlist.EVENTS_PER_RECALL", 4)
-    monkeypatch.setattr("emllm.memory.layer.NEWER_EVENTS", 3)
+    monkeypatch.setattr("emllm.memory.ranking.NEWER_EVENTS", 3)
 
 
 def opened(path: Path, shape, config=None, **kwargs) -> EpisodicMemory:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from emllm.config import EVENT_KEYS
-from emllm.recall.event_keys import MAKERS, WEIGHTS_NEEDED, PaddedEvents, top_tokens
+from emllm.config import EVENT_KEYS, SEVERAL_KEYS
+from emllm.recall.event_keys import MAKERS, WEIGHTS_NEEDED, PaddedEvents, key_tokens, top_tokens
 
 #: Not 2: both tokens are equally far from their mean, so `spread` may take either (tested apart).
 sizes_ = st.lists(st.sampled_from([1, 3, 4, 5, 8, 9]), min_size=1, max_size=12)
@@ -32,9 +33,16 @@ def one_event(name: str, keys: Tensor, weights: Tensor, num: int) -> Tensor:
         return keys.mean(0, keepdim=True)
     if name in ("mass", "logit"):
         return keys[weights.argsort(descending=True)[:num]].mean(0, keepdim=True)
-    distance = (keys - keys.mean(0)).square().sum(-1)
-    best = keys[distance.argsort(descending=True)[:num]]
-    return torch.cat([best, best[:1].expand(num - len(best), -1)])
+    order = (keys - keys.mean(0)).square().sum(-1).argsort(descending=True)
+    if name == "spread":
+        best = keys[order[:num]]
+        return torch.cat([best, best[:1].expand(num - len(best), -1)])
+    best, rest = keys[order[: num - 1]], keys[order[num - 1 :]]
+    mean = (rest if len(rest) else keys).mean(0, keepdim=True)
+    if num == 1:
+        return mean
+    best = torch.cat([best, best[:1].expand(num - 1 - len(best), -1)])
+    return torch.cat([best[:1], mean, best[1:]])
 
 
 def make(name: str, keys: Tensor, weights: Tensor, sizes: list[int], num: int) -> Tensor:
@@ -48,7 +56,7 @@ def make(name: str, keys: Tensor, weights: Tensor, sizes: list[int], num: int) -
 def test_a_maker_is_the_loop_over_heads_and_events(name, sizes, num, seed):
     keys, weights = draw(sizes, seed)
     ours = make(name, keys, weights, sizes, num)
-    assert ours.shape == (3, len(sizes), num if name == "spread" else 1, 5)
+    assert ours.shape == (3, len(sizes), num if name in SEVERAL_KEYS else 1, 5)
     for head in range(3):
         pieces = zip(keys[head].split(sizes), weights[head].split(sizes), strict=True)
         for event, (event_keys, event_weights) in enumerate(pieces):
@@ -101,6 +109,26 @@ def test_spread_gives_keys_of_the_event_bit_for_bit(sizes, num, seed):
             known = {tuple(row) for row in event_keys.tolist()}
             mine = [tuple(row) for row in ours[head, event].tolist()]
             assert set(mine) <= known and len(set(mine)) == min(num, len(known))
+
+
+@given(sizes=sizes_, num=numbers, seed=st.integers(0, 99))
+def test_outliers_and_the_mean_of_the_others_make_up_the_event(sizes, num, seed):
+    """Each taken for as many tokens as it stands for, an event's keys add up to the keys of its tokens."""
+    keys, weights = draw(sizes, seed)
+    ours = make("outliers", keys, weights, sizes, num)
+    tokens = key_tokens("outliers", np.array(sizes), num)
+    sums = torch.einsum("KNRD,RN->KND", ours, tokens)
+    for event, event_keys in enumerate(keys.split(sizes, dim=1)):
+        if sizes[event] >= num - 1:
+            torch.testing.assert_close(sums[:, event], event_keys.sum(1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@given(sizes=sizes_, num=numbers)
+def test_keys_stand_for_all_tokens_of_an_event(name, sizes, num):
+    tokens = key_tokens(name, np.array(sizes), num if name in SEVERAL_KEYS else 1)
+    assert bool((tokens >= 0).all())
+    torch.testing.assert_close(tokens.sum(0), torch.tensor(sizes).float())
 
 
 @given(sizes_, numbers, st.integers(0, 99))

@@ -14,16 +14,20 @@ from torch import Tensor
 from emllm.config import SCORERS as SCORER_NAMES
 from emllm.recall import scorers
 from emllm.recall.compare import rounded
+from emllm.recall.exact import event_mass
 from emllm.recall.index import EventIndex, IndexPart
 from emllm.recall.scorers import (
     ASKING_TOKENS,
     ASKING_VOTES,
     READING_KEYS,
+    READING_PARTS,
     READING_VOTES,
     SCORERS,
+    attention,
     dot,
     longest,
     mean_query,
+    part_means,
     spread_queries,
     votes,
     votes_in_two_stages,
@@ -90,9 +94,9 @@ def test_splitting_the_index_in_parts_changes_nothing(seed, heads_, counts_, nam
     query, keys = draw(seed, heads_, counts_)
     edges = sorted({0, counts_[1], *(cut for cut in cuts if cut < counts_[1])})
     parts = [part(keys[:, start:stop]) for start, stop in itertools.pairwise(edges)]
-    score = SCORERS[name].score
+    score, tokens = SCORERS[name].score, tokens_of(keys, seed)
     torch.testing.assert_close(
-        score(query, parts, 0.5), score(query, [part(keys)], 0.5), atol=1e-5, rtol=1e-5
+        score(query, parts, 0.5, tokens), score(query, [part(keys)], 0.5, tokens), atol=1e-5, rtol=1e-5
     )
 
 
@@ -100,10 +104,10 @@ def test_splitting_the_index_in_parts_changes_nothing(seed, heads_, counts_, nam
 def test_reordering_events_reorders_scores(seed, heads_, counts_, name):
     query, keys = draw(seed, heads_, counts_)
     order = torch.randperm(counts_[1], generator=torch.Generator().manual_seed(seed))
-    score = SCORERS[name].score
+    score, tokens = SCORERS[name].score, tokens_of(keys, seed)
     torch.testing.assert_close(
-        score(query, [part(keys[:, order])], 0.5),
-        score(query, [part(keys)], 0.5)[order],
+        score(query, [part(keys[:, order])], 0.5, tokens[:, order]),
+        score(query, [part(keys)], 0.5, tokens)[order],
         atol=1e-5,
         rtol=1e-5,
     )
@@ -112,10 +116,90 @@ def test_reordering_events_reorders_scores(seed, heads_, counts_, name):
 @given(st.integers(0, 999), heads, counts, st.sampled_from(KEYED))
 def test_order_of_queries_and_of_representatives_does_not_matter(seed, heads_, counts_, name):
     query, keys = draw(seed, heads_, counts_)
-    score = SCORERS[name].score
+    score, tokens = SCORERS[name].score, tokens_of(keys, seed)
     torch.testing.assert_close(
-        score(query.flip(1), [part(keys.flip(2))], 0.5), score(query, [part(keys)], 0.5), atol=1e-5, rtol=1e-5
+        score(query.flip(1), [part(keys.flip(2))], 0.5, tokens.flip(0)),
+        score(query, [part(keys)], 0.5, tokens),
+        atol=1e-5,
+        rtol=1e-5,
     )
+
+
+def tokens_of(keys: Tensor, seed: int) -> Tensor:
+    """How many tokens the keys ``[K, N, R, D]`` stand for, ``[R, N]``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 9, (keys.shape[2], keys.shape[1]), generator=generator).float() + 0.5
+
+
+@given(st.integers(0, 999), heads, counts, st.sampled_from([0.1, 1.0, 30.0]))
+def test_attention_is_a_literal_softmax_over_as_many_tokens_as_keys_stand_for(seed, heads_, counts_, scaling):
+    query, keys = draw(seed, heads_, counts_)
+    tokens = tokens_of(keys, seed)
+    queries = (query * scaling).double().reshape(heads_[1], -1, 8)
+    logits = torch.einsum("KQD,KNRD->KQNR", queries, keys.double()) + tokens.T.double().log()
+    shares = logits.flatten(2).softmax(-1).unflatten(2, logits.shape[2:]).sum(-1).mean((0, 1))
+    ours = attention(query, [part(keys)], scaling, tokens)
+    torch.testing.assert_close(ours.double(), shares / tokens.sum(0), atol=1e-5, rtol=0)
+
+
+@given(st.integers(0, 999), heads, st.integers(1, 300))
+def test_the_attention_of_all_events_is_one_in_bytes_and_blocks_too(seed, heads_, num_events):
+    query, keys = draw(seed, heads_, (9, num_events, 3))
+    tokens = tokens_of(keys, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emllm.recall.compare.CACHED_LOGITS", 1)
+        for one in (part(keys), in_bytes(keys)):
+            shares = attention(query * 9, [one], 1.0, tokens) * tokens.sum(0)
+            assert math.isclose(float(shares.sum()), 1.0, rel_tol=1e-4)
+
+
+@given(st.integers(0, 999), heads, st.lists(st.integers(1, 5), min_size=1, max_size=9))
+def test_attention_to_events_of_equal_tokens_is_their_exact_mass(seed, heads_, sizes):
+    query, keys = draw(seed, heads_, (4, len(sizes), 1))
+    num_tokens = torch.tensor(sizes)
+    all_keys = keys[:, :, 0].repeat_interleave(num_tokens, dim=1)
+    mass = event_mass(query, lambda start, stop: all_keys[:, start:stop], num_tokens, scaling=0.7)
+    ours = attention(query, [part(keys)], 0.7, num_tokens[None].float())
+    torch.testing.assert_close(ours * num_tokens, mass.mean((0, 1)), atol=1e-5, rtol=0)
+
+
+@given(st.integers(0, 999), heads, counts, st.lists(st.integers(0, 12)))
+def test_attention_over_bytes_is_the_same_bits_however_the_index_is_cut(seed, heads_, counts_, cuts):
+    query, keys = draw(seed, heads_, counts_)
+    whole, tokens = in_bytes(keys), tokens_of(keys, seed)
+    edges = sorted({0, counts_[1], *(cut for cut in cuts if cut < counts_[1])})
+    parts = [whole.events(start, stop) for start, stop in itertools.pairwise(edges)]
+    assert torch.equal(attention(query, parts, 0.5, tokens), attention(query, [whole], 0.5, tokens))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("common", [0.0, 3.0, 100.0])
+def test_attention_over_bytes_is_close_to_that_over_whole_keys(seed, common):
+    query, keys = draw(seed, (6, 2), (3, 400, 4))
+    tokens = tokens_of(keys, seed)
+    exact = attention(query, [part(keys)], 0.5, tokens)
+    ours = attention(query, [in_bytes(keys + common)], 0.5, tokens)
+    assert float((ours / exact).log().abs().max()) < 0.1
+
+
+def test_attention_asks_in_blocks_of_queries_as_at_once(monkeypatch):
+    query, keys = draw(3, (4, 2), (12, 50, 4))
+    tokens = tokens_of(keys, 3)
+    whole = attention(query, [part(keys)], 0.5, tokens)
+    monkeypatch.setattr("emllm.recall.scorers.LOGITS_AT_ONCE", 700)
+    torch.testing.assert_close(attention(query, [part(keys)], 0.5, tokens), whole, atol=1e-7, rtol=1e-5)
+
+
+@given(st.integers(ASKING_TOKENS + 1, 600))
+def test_a_chunk_asks_for_attention_by_the_means_of_its_parts(num_queries):
+    query = torch.arange(num_queries).float().expand(2, -1)[..., None].expand(-1, -1, 3)
+    means = part_means(query)
+    assert means.shape == (2, READING_PARTS, 3)
+    assert means[0, :, 0].tolist() == sorted(means[0, :, 0].tolist())
+    sizes = [len(one) for one in torch.arange(num_queries).tensor_split(READING_PARTS)]
+    total = sum(mean * size for mean, size in zip(means[0, :, 0].tolist(), sizes, strict=True))
+    assert math.isclose(total, num_queries * (num_queries - 1) / 2, rel_tol=1e-4)
+    assert torch.equal(part_means(query[:, :ASKING_TOKENS]), spread_queries(query[:, :ASKING_TOKENS]))
 
 
 @given(st.integers(0, 999), heads, counts)
@@ -156,8 +240,9 @@ def test_a_question_votes_with_many_queries_and_a_chunk_with_a_few_evenly_spread
 @pytest.mark.parametrize("name", KEYED)
 def test_half_precision_ranks_like_float(name):
     query, keys = draw(7, (4, 2), (3, 40, 4))
-    ours = SCORERS[name].score(query.bfloat16(), [part(keys.bfloat16())], 0.5)
-    exact = SCORERS[name].score(query, [part(keys)], 0.5)
+    tokens = tokens_of(keys, 7)
+    ours = SCORERS[name].score(query.bfloat16(), [part(keys.bfloat16())], 0.5, tokens)
+    exact = SCORERS[name].score(query, [part(keys)], 0.5, tokens)
     assert ours.dtype == torch.float32
     assert torch.corrcoef(torch.stack([ours, exact]))[0, 1] > 0.99
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emllm.config import keys_per_event
 from emllm.errors import StoreError
 from emllm.memory.layer import MemoryLayer
 from emllm.recall.index import IndexPart, LatePart
@@ -196,7 +197,7 @@ def split_event_keys(flat: Tensor, num_events: int, header: dict[str, Any], *, i
     a last dimension of 1.
     """
     settings = header["settings"]
-    num_keys = settings["representatives"] if settings["event_key"] == "spread" else 1
+    num_keys = keys_per_event(settings["event_key"], settings["representatives"])
     layers, first = [], 0
     for layer in header["layers"]:
         if layer["window_tokens"] is None:

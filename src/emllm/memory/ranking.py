@@ -20,6 +20,7 @@ from emllm.config import ResolvedConfig
 from emllm.memory.events import EventTable
 from emllm.memory.staging import Observer, RecallMoment, Staged, View
 from emllm.recall.budget import select_events
+from emllm.recall.event_keys import key_tokens
 from emllm.recall.exact import KeysOf, exact
 from emllm.recall.index import EventIndex, IndexPart
 from emllm.recall.scorers import ASKING_TOKENS, SCORERS
@@ -133,7 +134,10 @@ class LayerRanking:
             candidates = self._candidates(len(view.sizes), num_new)
             if candidates is not None:
                 parts = self._keys_of_candidates(len(view.sizes))
-            scores = score(asking, ranking.parts(parts, query.shape[1]), scaling)
+            sizes = view.sizes if candidates is None else view.sizes[candidates]
+            seen = ranking.parts(parts, query.shape[1])
+            tokens = key_tokens(self._config.event_key, sizes, seen[0].keys.shape[1])
+            scores = score(asking, seen, scaling, tokens)
         return scores.float().cpu().numpy(), candidates
 
     def _turned(self, query: Tensor, *, view: View, num_new: int) -> Tensor:

@@ -91,7 +91,7 @@ class SequenceMemory:
     @property
     def num_representatives(self) -> int:
         """Keys that stand for an event in the index."""
-        return self.config.representatives if self.config.event_key == "spread" else 1
+        return self.config.num_keys
 
     def token_ids(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Ids of the tokens in a span of the log."""

@@ -58,6 +58,66 @@ def most_standing_out(logits: Float[Tensor, "K Q N"], lse: Float[Tensor, "K Q"])
     return best
 
 
+def attention_shares(
+    queries: Float[Tensor, "K Q D"], parts: Sequence[IndexPart], key_tokens: Float[Tensor, "R N"]
+) -> Float[Tensor, " N"]:
+    """The share of attention that each event gets, its keys taken for so many tokens each; mean over queries.
+
+    A softmax of each query over all keys of all events. As in `best_logits`, sums are formed over the same
+    events whatever the parts.
+    """
+    num_kv_heads, num_queries, _ = queries.shape
+    num_keys, num_events = key_tokens.shape
+    asked = rounded(queries) if any(part.scales is not None for part in parts) else None
+    key_tokens = key_tokens.to(queries.device)
+    held = queries.new_empty(num_kv_heads, num_queries, num_events, dtype=torch.float32)
+    tops, sums, spans = [], [], []
+    for start, pieces in _in_blocks(parts, block_events(num_kv_heads, num_queries * num_keys)):
+        stop = start + sum(piece.num_events for piece in pieces)
+        logits = held.new_empty(num_kv_heads, num_keys, num_queries, stop - start)
+        first = 0
+        for piece in pieces:
+            _put_products(queries, asked, piece, logits[..., first : first + piece.num_events])
+            first += piece.num_events
+        top = logits.amax(dim=(1, 3))
+        logits.sub_(top[:, None, :, None]).exp_().mul_(key_tokens[:, None, start:stop])
+        block = torch.sum(logits, dim=1, out=held[:, :, start:stop])
+        tops.append(top)
+        sums.append(block.sum(dim=-1))
+        spans.append((start, stop))
+    top = torch.stack(tops).amax(dim=0)
+    scales = [(one - top).exp_() for one in tops]
+    total = torch.stack([one * scale for one, scale in zip(sums, scales, strict=True)]).sum(dim=0)
+    shares = [
+        torch.einsum("KQ,KQN->N", scale / total, held[:, :, start:stop])
+        for scale, (start, stop) in zip(scales, spans, strict=True)
+    ]
+    return torch.cat(shares) / (num_kv_heads * num_queries)
+
+
+def _put_products(
+    queries: Float[Tensor, "K Q D"],
+    asked: tuple[Int8[Tensor, "K Q D"], Float[Tensor, "K Q 1"]] | None,
+    part: IndexPart,
+    out: Float[Tensor, "K R Q N"],
+) -> None:
+    """The products of all queries with all keys of a part."""
+    if part.scales is None or asked is None:
+        out.copy_(torch.matmul(queries.to(part.keys.dtype)[:, None], part.keys.transpose(2, 3)))
+        return
+    steps, scales = asked
+    if part.keys.is_cuda:
+        # Exact in float32, as in `_byte_products`.
+        products = torch.matmul(steps.float()[:, None], part.keys.float().transpose(2, 3))
+    else:
+        products = torch.empty(out.shape, dtype=torch.int32)
+        for head in range(len(steps)):
+            for representative in range(out.shape[1]):
+                keys = part.keys[head, representative]
+                torch._int_mm(steps[head], keys.T, out=products[head, representative])
+    out.copy_(products).mul_(part.scales[:, None, None]).mul_(scales[:, None])
+
+
 def block_events(num_kv_heads: int, num_queries: int) -> int:
     """Events that are compared at once."""
     return max(LEAST_EVENTS, CACHED_LOGITS // (num_kv_heads * num_queries))

@@ -6,6 +6,7 @@ A maker gets the keys of consecutive events and gives ``[K, N, R, D]``. Keys are
 - `mass`: the mean of the keys that drew the most attention while in the local window; R = 1. The paper's.
 - `logit`: the same with the mean raw logit in place of attention, as InfLLM's text has it; R = 1.
 - `spread`: the keys that lie farthest from the event's mean, each kept; R = `representatives`.
+- `outliers`: the same but for the last, and the mean of all other keys, second; R = `representatives`.
 
 **Deviation** of `mass` and `logit` from the released code: one choice per KV head, from the weight summed
 over its group of query heads, instead of one per query head; the keys are the KV head's anyway, and
@@ -16,8 +17,9 @@ This module does not know how weights are gathered, nor how keys are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -85,20 +87,63 @@ def make_spread(keys: Keys, events: PaddedEvents, weights: Weights | None, repre
     Not from the paper. What is far from the mean is what the mean does not stand for, and what a
     question asks about (docs/lab-notes.md).
     """
-    at_once = max(1, CACHED_FEATURES // (keys.shape[1] * keys.shape[2]))
-    if len(keys) > at_once:  # some heads at a time stay in cache: 5 ms instead of 13 for 90 heads of a chunk
-        return torch.cat([make_spread(some, events, None, representatives) for some in keys.split(at_once)])
+    return torch.cat([farthest(some, events, representatives)[0] for some in _in_cache(keys)])
+
+
+def make_outliers(
+    keys: Keys, events: PaddedEvents, weights: Weights | None, representatives: int
+) -> EventKeys:
+    """All but one as `make_spread` has them, and, second, the mean of the event's other keys.
+
+    Not from the paper. Single keys stand for what single queries look for, the mean for the attention that
+    all other tokens draw together (docs/lab-notes.md); `key_tokens` says for how many each stands.
+    """
+    num = representatives - 1
+    if num == 0:
+        return make_mean(keys, events, None, 1)
+    made = []
+    sizes = events.is_token.sum(dim=1)[:, None]
+    for some in _in_cache(keys):
+        far, mean = farthest(some, events, num)
+        others = (mean * sizes - far.float().sum(dim=2)) / (sizes - num).clamp(min=1)
+        rest = torch.where(sizes > num, others, mean).to(keys.dtype)
+        made.append(torch.cat([far[:, :, :1], rest[:, :, None], far[:, :, 1:]], dim=2))
+    return torch.cat(made)
+
+
+def farthest(keys: Keys, events: PaddedEvents, num: int) -> tuple[EventKeys, Float[Tensor, "K N D"]]:
+    """The keys farthest from each event's mean key, farthest first, and the mean keys in float32."""
     centred = keys.float()
-    centred = centred - torch.matmul(events.shares, centred)[:, events.event_idx]
+    mean = torch.matmul(events.shares, centred)
+    centred = centred - mean[:, events.event_idx]
     distance = torch.linalg.vector_norm(centred, dim=-1)[:, events.token_idx]
     distance = distance.masked_fill(~events.is_token, -1.0)
-    num = min(representatives, distance.shape[-1])
-    values, columns = distance.topk(num, dim=-1)
+    found = min(num, distance.shape[-1])
+    values, columns = distance.topk(found, dim=-1)
     columns = torch.where(values >= 0, columns, columns[..., :1])
-    if num < representatives:
-        columns = torch.cat([columns, columns[..., :1].expand(-1, -1, representatives - num)], dim=-1)
+    if found < num:
+        columns = torch.cat([columns, columns[..., :1].expand(-1, -1, num - found)], dim=-1)
     idx = events.token_idx.expand(len(keys), -1, -1).gather(-1, columns)
-    return _gather_tokens(keys, idx)
+    return _gather_tokens(keys, idx), mean
+
+
+def _in_cache(keys: Keys) -> Sequence[Keys]:
+    """Some heads at a time, so that they stay in cache: 5 ms instead of 13 for 90 heads of a chunk."""
+    return keys.split(max(1, CACHED_FEATURES // (keys.shape[1] * keys.shape[2])))
+
+
+def key_tokens(event_key: str, sizes: Int[np.ndarray, " N"], num_keys: int) -> Float[Tensor, "R N"]:
+    """How many tokens each of an event's first `num_keys` keys stands for; they add up to the event's.
+
+    Of `outliers` every key stands for itself and the second for all others; else all stand for as many.
+    """
+    counts = torch.from_numpy(sizes).float()
+    if event_key != "outliers" or num_keys == 1:
+        return (counts / num_keys).expand(num_keys, -1)
+    num_outliers = num_keys - 1
+    tokens = (counts / num_outliers).clamp_(max=1).repeat(num_keys, 1)
+    tokens[1] = (counts - num_outliers).clamp_(min=0)
+    return tokens
 
 
 def _gather_tokens(keys: Keys, idx: Int[Tensor, "K N R"]) -> EventKeys:
@@ -113,7 +158,14 @@ MAKERS: Mapping[str, Maker] = {
     "mass": make_weighted,
     "logit": make_weighted,
     "spread": make_spread,
+    "outliers": make_outliers,
 }
 
 #: What each maker needs to have been gathered while the tokens were in the local window.
-WEIGHTS_NEEDED: Mapping[str, str | None] = {"mean": None, "mass": "mass", "logit": "logit", "spread": None}
+WEIGHTS_NEEDED: Mapping[str, str | None] = {
+    "mean": None,
+    "mass": "mass",
+    "logit": "logit",
+    "spread": None,
+    "outliers": None,
+}

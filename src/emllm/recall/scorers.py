@@ -8,6 +8,7 @@ scores.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +19,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emllm.dims import Scores
-from emllm.recall.compare import best_logits, most_standing_out
+from emllm.recall.compare import attention_shares, best_logits, most_standing_out
 from emllm.recall.index import IndexPart
 from emllm.recall.shortlist import keys_of
 
-#: Scores from queries ``[H, T, D]``, the event keys of consecutive parts, and the scaling of logits.
-Scorer = Callable[[Tensor, Sequence[IndexPart], float], Scores]
+#: Scores from queries ``[H, T, D]``, the event keys of consecutive parts, the scaling of logits, and how many
+#: tokens each key stands for (`event_keys.key_tokens`).
+Scorer = Callable[[Tensor, Sequence[IndexPart], float, Tensor], Scores]
 
 #: Logits that exist at once, so that a long question over a large index stays within little RAM, and within
 #: what a program that frees memory keeps for the next time.
 LOGITS_AT_ONCE = 1 << 22
 
 
-def dot(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float) -> Scores:
+def dot(
+    query: Float[Tensor, "H T D"],
+    parts: Sequence[IndexPart],
+    scaling: float,
+    key_tokens: Tensor | None = None,
+) -> Scores:
     """Dot product of the mean query with the mean of an event's representative keys, over all heads.
 
     The paper's similarity (EM-LLM, section 3.3, after InfLLM, Eq. 2). The sum over the query heads
     of a group is taken first, so a layer costs one vector per KV head. Unscaled, as order is all that
-    matters; `scaling` is ignored.
+    matters; `scaling` and `key_tokens` are ignored.
     """
     num_kv_heads = parts[0].keys.shape[0]
     mean = query.float().mean(dim=1).unflatten(0, (num_kv_heads, -1)).sum(dim=1)
@@ -45,6 +52,30 @@ def dot(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: floa
         means = keys.mean(dim=2) if keys.shape[2] > 1 else keys[:, :, 0]
         scores.append(torch.einsum("KD,KND->N", mean.to(keys.dtype), means).float())
     return torch.cat(scores)
+
+
+def attention(
+    query: Float[Tensor, "H T D"],
+    parts: Sequence[IndexPart],
+    scaling: float,
+    key_tokens: Float[Tensor, "R N"],
+) -> Scores:
+    """The estimated share of attention that an event gets per token of it, mean over queries and heads.
+
+    Every key of an event counts as so many tokens with that key; what comes out estimates
+    `recall.exact.event_mass`, and a budget of tokens holds the more of it the more an event has per token.
+    **Deviation** from the paper, which compares one mean query with one mean key (docs/lab-notes.md).
+    """
+    num_kv_heads, _, _, head_dim = parts[0].keys.shape
+    queries = (query * scaling).reshape(num_kv_heads, -1, head_dim)
+    num_queries, num_events = queries.shape[1], key_tokens.shape[1]
+    at_once = max(1, LOGITS_AT_ONCE // (num_kv_heads * num_events))
+    shares = [
+        attention_shares(some, parts, key_tokens) * (some.shape[1] / num_queries)
+        for some in queries.split(at_once, dim=1)
+    ]
+    tokens = key_tokens.sum(dim=0).to(query.device)
+    return functools.reduce(torch.add, shares) / tokens
 
 
 @dataclass(frozen=True)
@@ -61,7 +92,12 @@ class Rest:
 
 
 def votes(
-    query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float, *, rest: Rest | None = None
+    query: Float[Tensor, "H T D"],
+    parts: Sequence[IndexPart],
+    scaling: float,
+    key_tokens: Tensor | None = None,
+    *,
+    rest: Rest | None = None,
 ) -> Scores:
     """Every query of every head casts one vote over all events; an event's score is its best votes.
 
@@ -71,6 +107,7 @@ def votes(
     for (docs/lab-notes.md).
 
     Args:
+        key_tokens: ignored, an event counts with its best key.
         rest: events that take part in the softmax and are not scored.
     """
     num_kv_heads, _, _, head_dim = parts[0].keys.shape
@@ -88,7 +125,12 @@ def votes(
     return best.exp_().sum(dim=0)
 
 
-def votes_in_two_stages(query: Float[Tensor, "H T D"], parts: Sequence[IndexPart], scaling: float) -> Scores:
+def votes_in_two_stages(
+    query: Float[Tensor, "H T D"],
+    parts: Sequence[IndexPart],
+    scaling: float,
+    key_tokens: Tensor | None = None,
+) -> Scores:
     """The votes of a question over many events: all with a few queries and keys, then the best with all.
 
     The best events of the first stage are scored by all queries and keys, in a softmax over them and a sample
@@ -114,6 +156,9 @@ def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:
     return query.float().mean(dim=1, keepdim=True).to(query.dtype)
 
 
+#: Parts of a chunk whose mean queries ask what attention it pays (`attention`), and the keys they see.
+READING_PARTS = 8
+READING_OUTLIERS = 4
 #: A chunk of up to so many tokens is taken for a question: it is compared with all events and all their keys.
 ASKING_TOKENS = 256
 #: Queries of a question that vote, of a longer chunk that is read, and of one in an exact ranking.
@@ -155,6 +200,14 @@ def spread_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
     return evenly(query, ASKING_VOTES if query.shape[1] <= ASKING_TOKENS else READING_VOTES)
 
 
+def part_means(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
+    """Many queries of a question, the mean query of each part of a chunk that is read."""
+    if query.shape[1] <= ASKING_TOKENS:
+        return evenly(query, ASKING_VOTES)
+    means = [part.float().mean(dim=1) for part in query.tensor_split(READING_PARTS, dim=1)]
+    return torch.stack(means, dim=1).to(query.dtype)
+
+
 def many_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
     """Many queries of a question, every sixteenth or so of a chunk that is read."""
     return evenly(query, ASKING_VOTES if query.shape[1] <= ASKING_TOKENS else EXACT_VOTES)
@@ -192,6 +245,9 @@ SCORERS: Mapping[str, Ranking] = {
     "dot": Ranking(sample=mean_query, score=dot),
     "votes": Ranking(
         sample=spread_queries, score=votes, score_asking=votes_in_two_stages, reading_keys=READING_KEYS
+    ),
+    "attention": Ranking(
+        sample=part_means, score=attention, score_asking=votes_in_two_stages, reading_keys=READING_OUTLIERS
     ),
     "exact": Ranking(sample=many_queries, score=None),
 }
