@@ -68,8 +68,10 @@ def attention_shares(
     """
     num_kv_heads, num_queries, _ = queries.shape
     num_keys, num_events = key_tokens.shape
-    asked = rounded(queries) if any(part.scales is not None for part in parts) else None
+    is_bytes = any(part.scales is not None for part in parts)
+    steps, step = rounded(queries) if is_bytes else (queries, torch.ones(1, 1, 1, device=queries.device))
     key_tokens = key_tokens.to(queries.device)
+    weighted = [key for key in range(num_keys) if bool((key_tokens[key] != 1).any())]
     held = queries.new_empty(num_kv_heads, num_queries, num_events, dtype=torch.float32)
     tops, sums, spans = [], [], []
     for start, pieces in _in_blocks(parts, block_events(num_kv_heads, num_queries * num_keys)):
@@ -77,10 +79,13 @@ def attention_shares(
         logits = held.new_empty(num_kv_heads, num_keys, num_queries, stop - start)
         first = 0
         for piece in pieces:
-            _put_products(queries, asked, piece, logits[..., first : first + piece.num_events])
+            _put_products(steps, piece, logits[..., first : first + piece.num_events])
             first += piece.num_events
+        logits.mul_(step[:, None])
         top = logits.amax(dim=(1, 3))
-        logits.sub_(top[:, None, :, None]).exp_().mul_(key_tokens[:, None, start:stop])
+        logits.sub_(top[:, None, :, None]).exp_()
+        for key in weighted:
+            logits[:, key].mul_(key_tokens[key, start:stop])
         block = torch.sum(logits, dim=1, out=held[:, :, start:stop])
         tops.append(top)
         sums.append(block.sum(dim=-1))
@@ -95,27 +100,20 @@ def attention_shares(
     return torch.cat(shares) / (num_kv_heads * num_queries)
 
 
-def _put_products(
-    queries: Float[Tensor, "K Q D"],
-    asked: tuple[Int8[Tensor, "K Q D"], Float[Tensor, "K Q 1"]] | None,
-    part: IndexPart,
-    out: Float[Tensor, "K R Q N"],
-) -> None:
-    """The products of all queries with all keys of a part."""
-    if part.scales is None or asked is None:
+def _put_products(queries: Tensor, part: IndexPart, out: Float[Tensor, "K R Q N"]) -> None:
+    """The products of all queries with all keys of a part; of int8 keys with queries rounded to steps."""
+    if part.scales is None:
         out.copy_(torch.matmul(queries.to(part.keys.dtype)[:, None], part.keys.transpose(2, 3)))
         return
-    steps, scales = asked
     if part.keys.is_cuda:
         # Exact in float32, as in `_byte_products`.
-        products = torch.matmul(steps.float()[:, None], part.keys.float().transpose(2, 3))
+        products = torch.matmul(queries.float()[:, None], part.keys.float().transpose(2, 3))
     else:
         products = torch.empty(out.shape, dtype=torch.int32)
-        for head in range(len(steps)):
-            for representative in range(out.shape[1]):
-                keys = part.keys[head, representative]
-                torch._int_mm(steps[head], keys.T, out=products[head, representative])
-    out.copy_(products).mul_(part.scales[:, None, None]).mul_(scales[:, None])
+        for head in range(len(queries)):
+            for key in range(out.shape[1]):
+                torch._int_mm(queries[head], part.keys[head, key].T, out=products[head, key])
+    out.copy_(products).mul_(part.scales[:, None, None])
 
 
 def block_events(num_kv_heads: int, num_queries: int) -> int:

@@ -156,9 +156,8 @@ def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:
     return query.float().mean(dim=1, keepdim=True).to(query.dtype)
 
 
-#: Parts of a chunk whose mean queries ask what attention it pays (`attention`), and the keys they see.
-READING_PARTS = 8
-READING_OUTLIERS = 4
+#: Parts of a chunk that is read whose mean queries ask what attention it pays (`attention`).
+READING_PARTS = 2
 #: A chunk of up to so many tokens is taken for a question: it is compared with all events and all their keys.
 ASKING_TOKENS = 256
 #: Queries of a question that vote, of a longer chunk that is read, and of one in an exact ranking.
@@ -246,8 +245,6 @@ SCORERS: Mapping[str, Ranking] = {
     "votes": Ranking(
         sample=spread_queries, score=votes, score_asking=votes_in_two_stages, reading_keys=READING_KEYS
     ),
-    "attention": Ranking(
-        sample=part_means, score=attention, score_asking=votes_in_two_stages, reading_keys=READING_OUTLIERS
-    ),
+    "attention": Ranking(sample=part_means, score=attention, score_asking=votes_in_two_stages),
     "exact": Ranking(sample=many_queries, score=None),
 }
