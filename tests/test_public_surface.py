@@ -33,6 +33,7 @@ SETTINGS = [
     "positions",
     "recollect",
     "recollect_tokens",
+    "rerank_events",
     "codec",
     "device_budget",
     "host_budget",

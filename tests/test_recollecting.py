@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import torch
 from tests.support import stories
 from tests.support.stories import SHORT, STORY
+from transformers import AutoModelForCausalLM
 
 from emllm import MemoryConfig
 from emllm.errors import ConfigError
@@ -36,9 +39,10 @@ def asked(lm, memory):
     read_tokens(lm.model, lm.cache(fork), prompt[:-num_template], chunk_tokens=32)
     fork.end_trace()
     read_tokens(lm.model, lm.cache(fork), prompt[-num_template:], chunk_tokens=32)
+    ranking = lm.asking.ranking(fork, trace, prompt[:-num_template])
     head, tail = memory.documents[0].start, memory.documents[-1].stop
     context = lm.asking.context(
-        fork, trace, head_stop=head, tail_start=tail, question_start=memory.num_tokens
+        fork, ranking, head_stop=head, tail_start=tail, question_start=memory.num_tokens
     )
     return context, head, prompt
 
@@ -81,7 +85,8 @@ def test_what_no_recall_can_bring_back_stands_in_the_context(lm, head_tokens, bu
     trace = fork.trace_recall()
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
-    ids = lm.asking.context(fork, trace, head_stop=head_tokens, tail_start=start, question_start=start)
+    ranking = [one.event for one in trace.strongest(256)]
+    ids = lm.asking.context(fork, ranking, head_stop=head_tokens, tail_start=start, question_start=start)
     log, unrecalled = fork.token_ids().tolist(), int(fork.recallable_spans()[-1, 1])
     assert start - SMALL.local_tokens <= unrecalled < start  # some of the text is in the local window
     head_stop = max(head_tokens, SMALL.sink_tokens)
@@ -101,7 +106,8 @@ def test_an_event_that_begins_in_the_instructions_is_read_from_the_text_on(lm):
     first = fork.recallable_spans()[0]
     head = int(first[0]) + 1
     assert head < first[1]
-    ids = lm.asking.context(fork, trace, head_stop=head, tail_start=start, question_start=start)
+    ranking = [one.event for one in trace.strongest(256)]
+    ids = lm.asking.context(fork, ranking, head_stop=head, tail_start=start, question_start=start)
     if 0 in [one.event for one in trace.strongest(256)]:
         assert ids[: first[1]] == fork.token_ids(0, int(first[1])).tolist()
 
@@ -121,6 +127,54 @@ def test_the_answer_is_what_stock_attention_says_in_that_context(lm):
         chunk_tokens=32,
     )
     assert lm.ask(memory, QUESTION, sampling=SHORT).text == lm.chat_format.decode(list(ids)).strip()
+
+
+@pytest.fixture(scope="module")
+def stock(shared_data):
+    return AutoModelForCausalLM.from_pretrained(
+        shared_data / "models" / "stories260K", dtype=torch.float32
+    ).eval()
+
+
+def surprise_after(model, passage, question):
+    """What the stock model's surprise at a question adds up to, in nats, after a passage."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*passage, *question]])).logits[0, :-1].double()
+    nats = -logits.log_softmax(-1)[range(len(passage) - 1, len(logits)), list(question)]
+    return float(nats.sum())
+
+
+@pytest.mark.parametrize("nats", [0.0, 2.0, 1e9])
+def test_events_are_reranked_by_the_stock_models_surprise_at_the_question(lm, stock, monkeypatch, nats):
+    monkeypatch.setattr("emllm.recollecting.RERANK_NATS", nats)
+    memory = read(lm, rerank_events=5)
+    fork = memory.fork()
+    trace = fork.trace_recall()
+    question = lm.chat_format.question(QUESTION, is_first=True)
+    read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
+    before = [one.event for one in trace.strongest(256)]
+    ranking = lm.asking.ranking(fork, trace, question)
+    spans, log = fork.recallable_spans(), fork.token_ids().tolist()
+    surprises = []
+    for event in before[:5]:
+        start, stop = spans[max(event - 1, 0), 0], spans[min(event + 1, len(spans) - 1), 1]
+        surprises.append(surprise_after(stock, [*log[start:stop], *lm.asking.between], question))
+    expected = [before[i] for i in np.argsort(surprises) if surprises[i] <= min(surprises) + nats + 1e-4]
+    assert len(set(before[:5])) == 5 and ranking == expected
+    after = [one.event for one in trace.strongest(256)]
+    assert after == [*ranking, *(event for event in before if event not in ranking)]
+    assert fork.token_ids().tolist() == log
+
+
+def test_where_nothing_is_reranked_the_consensus_is_read_again(lm):
+    memory = read(lm, rerank_events=0)
+    fork = memory.fork()
+    trace = fork.trace_recall()
+    question = lm.chat_format.question(QUESTION, is_first=True)
+    read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
+    before = trace.strongest(256)
+    assert lm.asking.ranking(fork, trace, question) == [one.event for one in before]
+    assert trace.strongest(256) == before
 
 
 def test_what_the_template_recalls_is_no_part_of_the_consensus(lm):
@@ -208,7 +262,11 @@ def test_a_later_turn_is_answered_with_the_conversation_in_view(lm):
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(memory), prompt, chunk_tokens=32)
     context = lm.asking.context(
-        memory, trace, head_stop=memory.documents[0].start, tail_start=documents_stop, question_start=start
+        memory,
+        lm.asking.ranking(memory, trace, prompt),
+        head_stop=memory.documents[0].start,
+        tail_start=documents_stop,
+        question_start=start,
     )
     tail = memory.token_ids(max(documents_stop, memory.num_tokens - SMALL.local_tokens)).tolist()
     assert context[-len(tail) :] == tail and len(tail) > len(prompt)

@@ -99,7 +99,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 PLACEMENT = ("device_budget", "host_budget")
 
 #: Settings that say how questions are answered: a memory keeps them, but may be opened with others.
-ASKING = ("recollect", "recollect_tokens")
+ASKING = ("recollect", "recollect_tokens", "rerank_events")
 
 #: Recall budget that covers any text: `recall_tokens = "all"`.
 UNLIMITED_TOKENS = 1 << 62
@@ -143,6 +143,9 @@ class MemoryConfig:
             may differ whenever a memory is opened.
         recollect_tokens: of what is read again, passages and the last tokens, half at least for passages;
             None is a 32nd of what the model was trained on, 256 at least. It may differ likewise.
+        rerank_events: so many events of what all layers together recall are read again one by one with the
+            question, and those come first after which it surprises least; 0 leaves their order. It may
+            differ likewise.
         codec: how keys and values are stored once they have left the local window: `exact`, `bf16`, `fp8`,
             `int8` or `int4`.
         device_budget: bytes of stored keys and values kept where the layers compute; None is chosen
@@ -172,6 +175,7 @@ class MemoryConfig:
     positions: str = "ordered"
     recollect: str = "auto"
     recollect_tokens: int | None = None
+    rerank_events: int = 16
     codec: str = "exact"
     device_budget: int | None = None
     host_budget: int | None = None
@@ -203,6 +207,7 @@ class MemoryConfig:
             ("refine_from_layer", 0),
             ("shortlist_events", 0),
             ("recollect_tokens", 1),
+            ("rerank_events", 0),
             ("device_budget", 0),
             ("host_budget", 0),
         ):

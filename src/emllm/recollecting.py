@@ -1,9 +1,12 @@
 """Answering a question: through the memory as it is, or from the passages that it recalls, read again.
 
-Recollecting takes two readings. The question is read with the whole memory; what all layers together recall
-for it, with its neighbours in time, is then read again in order, before the same question, in a small context
-of its own with full attention, and the answer comes from there. The setting `recollect` says whether; see
-docs/lab-notes.md for what it is worth. This module does not know templates, or how an answer is shown.
+Recollecting takes three readings. The question is read with the whole memory. The strongest of the events
+that all layers together recall for it are read again one by one, each before the question: the less the
+question surprises after an event, the more it has to do with it (query likelihood, as in Sachan et al. 2022,
+arXiv 2204.07496). What comes first then, with its neighbours in time, is read again in order, before the same
+question, in a small context of its own with full attention, and the answer comes from there. The setting
+`recollect` says whether, `rerank_events` how many are read one by one; docs/recall.md says what both are
+worth. This module does not know templates, or how an answer is shown.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
 from emllm.memory.sequence import Moment
 from emllm.reading import read_tokens
-from emllm.recall.rereading import events_to_reread, joined_spans
+from emllm.recall.rereading import REACH, events_to_reread, joined_spans
 from emllm.recall.trace import RecallTrace
 
 #: Events of the consensus that are looked at: more than ever fit.
 _NUM_RANKED = 256
+#: Nats by which a question may surprise more after an event than after the best, for the event to be read again.
+RERANK_NATS = 10.0
 #: What is asked to know what is recalled whatever is asked.
 NEUTRAL_QUESTION = "What is this text about?"
 
@@ -84,7 +89,7 @@ class Asking:
         self._read(memory, prompt_ids[stop:])
         context = self.context(
             memory,
-            trace,
+            self.ranking(memory, trace, prompt_ids[:start]),
             head_stop=head_stop,
             tail_start=tail_start,
             question_start=memory.num_tokens - len(prompt_ids),
@@ -110,16 +115,40 @@ class Asking:
         self.usual_at[memory.moment] = trace
         return trace
 
+    def ranking(self, memory: EpisodicMemory, trace: RecallTrace, question: Sequence[int]) -> list[int]:
+        """The events that are worth reading again for a question, the one that matters most first.
+
+        The strongest of the trace in order of how little the question surprises after each: the surprise of all
+        its ids together, in nats, after the event with its neighbours as they would be read again. What
+        surprises by `RERANK_NATS` more than the best is left out: beside a passage that fits, others that are
+        like it mislead a small model. The trace is told of the order.
+        """
+        events = [one.event for one in trace.strongest(memory.config.rerank_events or _NUM_RANKED)]
+        if not memory.config.rerank_events or len(events) < 2 or not question:
+            return events
+        known = memory.recallable_spans()
+        surprises = []
+        for event in events:
+            low, high = max(event - REACH, 0), min(event + REACH, len(known) - 1)
+            passage = _kept(memory, int(known[low, 0]), int(known[high, 1]))
+            alone = self.fresh(MemoryConfig.preset("full", segmenter="fixed", refine="none"))
+            self._read(alone, [*passage, *self.between, *question])
+            surprises.append(float(alone.surprise(alone.num_tokens - len(question)).sum()))
+        most = min(surprises) + RERANK_NATS
+        kept = [events[i] for i in np.argsort(surprises, kind="stable") if surprises[i] <= most]
+        trace.put_first(kept)
+        return kept
+
     def context(
         self,
         memory: EpisodicMemory,
-        trace: RecallTrace,
+        ranking: Sequence[int],
         *,
         head_stop: int,
         tail_start: int,
         question_start: int,
     ) -> list[int]:
-        """What is read in place of the memory: its head, the passages in order, and its tail.
+        """What is read in place of the memory: its head, passages of the ranked events in order, and its tail.
 
         What no recall can bring back stands there as it is, as it does for every layer: the sinks are part of
         the head, and the tail begins where the last event ends that has left the local window. What leads to
@@ -135,7 +164,7 @@ class Asking:
         tail_start = max(min(tail_start, question_start, unrecalled), head_stop)
         budget = config.recollect_tokens
         events = events_to_reread(
-            [one.event for one in trace.strongest(_NUM_RANKED)],
+            ranking,
             known[:, 1] - known[:, 0],
             budget_tokens=max(budget - (question_start - tail_start), budget // 2),
         )

@@ -50,6 +50,18 @@ def test_the_strongest_come_first_and_no_more_than_asked_for(rows, limit):
     assert [event.score for event in found] == sorted((event.score for event in found), reverse=True)
 
 
+@given(score_lists, st.permutations(range(6)), st.integers(0, 6), st.integers(0, 8))
+def test_what_is_put_first_comes_first_and_the_others_keep_their_order(rows, order, num_first, limit):
+    trace = traced(rows)
+    before = trace.strongest(6)
+    first = [event for event in order[:num_first] if event in {one.event for one in before}]
+    trace.put_first(first)
+    rest = [one.event for one in before if one.event not in first]
+    found = trace.strongest(limit)
+    assert [one.event for one in found] == [*first, *rest][:limit]
+    assert {one.event: one for one in trace.strongest(6)} == {one.event: one for one in before}
+
+
 def test_an_event_counts_the_layers_that_recalled_it_each_once():
     trace = RecallTrace()
     for layer_idx, recalled in ((0, [1]), (0, [1, 2]), (3, [1])):

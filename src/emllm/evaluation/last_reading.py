@@ -46,4 +46,4 @@ def asked_with(memory: EpisodicMemory, config: ResolvedConfig) -> EpisodicMemory
 
 
 def _reading_alone(config: ResolvedConfig) -> ResolvedConfig:
-    return dataclasses.replace(config, recollect="never", recollect_tokens=1)
+    return dataclasses.replace(config, recollect="never", recollect_tokens=1, rerank_events=0)

@@ -205,6 +205,7 @@ class RecallTrace:
         self._standings: dict[int, LayerStanding] = {}
         self._layers: dict[int, set[int]] = {}
         self._usual: RecallTrace | None = None
+        self._first: list[int] = []
 
     def add(
         self,
@@ -224,6 +225,10 @@ class RecallTrace:
     def take_off(self, usual: RecallTrace) -> None:
         """What this other trace holds is no evidence: it is recalled whatever is asked."""
         self._usual = usual
+
+    def put_first(self, events: Sequence[int]) -> None:
+        """These events are the strongest, in this order, as somebody found who looked at them closely."""
+        self._first = list(events)
 
     def standing(self, layer_idx: int) -> NDArray[np.float32]:
         """Mean standardised score of each event in the recalls of a layer, its habit not taken off."""
@@ -246,16 +251,18 @@ class RecallTrace:
     def strongest(self, limit: int) -> list[RecalledEvent]:
         """The recalled events that all layers together found most similar, strongest first.
 
-        Where none is beyond what is usual, nothing but habit is taken off: something was recalled.
+        Where none is beyond what is usual, nothing but habit is taken off: something was recalled. What
+        was put first stands before all others, whatever its score.
         """
         recalled = np.array(sorted(self._layers), dtype=np.int64)
         totals = self.totals
         if not totals[recalled].any():
             totals = self._beyond(None)
         num_recalls = sum(layer.num_recalls for layer in self._standings.values())
-        order = recalled[np.argsort(-totals[recalled], kind="stable")[:limit]]
+        order = recalled[np.argsort(-totals[recalled], kind="stable")]
+        order = np.concatenate([np.array(self._first, dtype=np.int64), order[~np.isin(order, self._first)]])
         return [
             RecalledEvent(int(i), float(totals[i]) / num_recalls, len(self._layers[int(i)]))
-            for i in order
+            for i in order[:limit]
             if totals[i] > 0
         ]
