@@ -27,7 +27,7 @@ from emllm.recall.trace import RecallTrace
 
 #: Events of the consensus that are looked at: more than ever fit.
 _NUM_RANKED = 256
-#: Nats by which a question may surprise more after an event than after the best, for the event to be read again.
+#: An event is not read again if a question surprises by so many nats more after it than after the best.
 RERANK_NATS = 10.0
 #: What is asked to know what is recalled whatever is asked.
 NEUTRAL_QUESTION = "What is this text about?"
@@ -118,8 +118,8 @@ class Asking:
     def ranking(self, memory: EpisodicMemory, trace: RecallTrace, question: Sequence[int]) -> list[int]:
         """The events that are worth reading again for a question, the one that matters most first.
 
-        The strongest of the trace in order of how little the question surprises after each: the surprise of all
-        its ids together, in nats, after the event with its neighbours as they would be read again. What
+        The strongest of the trace in order of how little the question surprises after each: the surprise of
+        all its ids together, in nats, after the event with its neighbours as they would be read again. What
         surprises by `RERANK_NATS` more than the best is left out: beside a passage that fits, others that are
         like it mislead a small model. The trace is told of the order.
         """
@@ -148,7 +148,7 @@ class Asking:
         tail_start: int,
         question_start: int,
     ) -> list[int]:
-        """What is read in place of the memory: its head, passages of the ranked events in order, and its tail.
+        """What is read in place of the memory: its head, passages of ranked events in order, and its tail.
 
         What no recall can bring back stands there as it is, as it does for every layer: the sinks are part of
         the head, and the tail begins where the last event ends that has left the local window. What leads to
