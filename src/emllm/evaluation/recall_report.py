@@ -37,7 +37,7 @@ _LINES: Mapping[str, tuple[str, str, str]] = {
     "configured": ("#0072b2", "-", "o"),
     "dot": ("#d55e00", "-", "s"),
     "votes": ("#009e73", "-", "^"),
-    "attention": ("#56b4e9", "-", "D"),
+    "attention": ("#56b4e9", "-", "p"),
     "exact": ("#cc79a7", "-", "D"),
     "best": ("#1f1b16", "--", "v"),
     "recent": ("#a67c00", ":", "P"),
