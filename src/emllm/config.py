@@ -175,7 +175,7 @@ class MemoryConfig:
     positions: str = "ordered"
     recollect: str = "auto"
     recollect_tokens: int | None = None
-    rerank_events: int = 16
+    rerank_events: int = 8
     codec: str = "exact"
     device_budget: int | None = None
     host_budget: int | None = None
