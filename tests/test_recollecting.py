@@ -68,7 +68,12 @@ def agreeing(one, other):
 
 
 def test_the_context_is_the_head_then_passages_of_the_text_in_order_then_the_tail(lm):
-    memory = read(lm, recollect_tokens=120)
+    voting = {
+        "scorer": "votes",
+        "event_key": "spread",
+        "contiguity": 0.3,
+    }  # of which this model agrees on more
+    memory = read(lm, recollect_tokens=200, **voting, rerank_events=0)
     context, head, prompt = asked(lm, memory)
     log = memory.token_ids().tolist() + list(prompt)
     first, *passages, last = pieces_of(context, log, list(lm.asking.between))

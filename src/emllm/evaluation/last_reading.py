@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from emllm.config import ASKING, ResolvedConfig
 from emllm.memory import EpisodicMemory
 
-_Key = tuple[ResolvedConfig, tuple[int, ...]]
+_Key = tuple[tuple[tuple[str, Any], ...], tuple[int, ...]]
 
 
 class LastReading:
@@ -45,5 +46,7 @@ def asked_with(memory: EpisodicMemory, config: ResolvedConfig) -> EpisodicMemory
     return fork
 
 
-def _reading_alone(config: ResolvedConfig) -> ResolvedConfig:
-    return dataclasses.replace(config, recollect="never", recollect_tokens=1, rerank_events=0)
+def _reading_alone(config: ResolvedConfig) -> tuple[tuple[str, Any], ...]:
+    """The settings that a reading depends on."""
+    names = (field.name for field in dataclasses.fields(config))
+    return tuple((name, getattr(config, name)) for name in names if name not in ASKING)

@@ -6,7 +6,7 @@ events stand or how they are attended to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -64,7 +64,7 @@ class LayerRanking:
             scaling: factor on the logits.
         """
         turned = partial(self._turned, view=view, num_new=num_new)
-        scores, candidates = self._scores(log, view, query, num_new, scaling)
+        scores, candidates = self._scores(log, view, query, turned, num_new, scaling)
         recalled, staged.queue = select_events(
             scores,
             view.sizes,
@@ -120,11 +120,17 @@ class LayerRanking:
         return child
 
     def _scores(
-        self, log: Log, view: View, query: Tensor, num_new: int, scaling: float
+        self,
+        log: Log,
+        view: View,
+        query: Tensor,
+        turned: Callable[[Tensor], Tensor],
+        num_new: int,
+        scaling: float,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """How well events match the present queries, and which events; None is all."""
         ranking = SCORERS[self._config.scorer]
-        asking = self._turned(ranking.sample(query), view=view, num_new=num_new)
+        asking = turned(ranking.sample(query))
         candidates = None
         score = ranking.scorer(query.shape[1])
         if score is None:

@@ -70,8 +70,8 @@ def attention_shares(
     num_keys, num_events = key_tokens.shape
     is_bytes = any(part.scales is not None for part in parts)
     steps, step = rounded(queries) if is_bytes else (queries, torch.ones(1, 1, 1, device=queries.device))
-    key_tokens = key_tokens.to(queries.device)
     weighted = [key for key in range(num_keys) if bool((key_tokens[key] != 1).any())]
+    key_tokens = key_tokens.to(queries.device)
     held = queries.new_empty(num_kv_heads, num_queries, num_events, dtype=torch.float32)
     tops, sums, spans = [], [], []
     for start, pieces in _in_blocks(parts, block_events(num_kv_heads, num_queries * num_keys)):
