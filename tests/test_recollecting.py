@@ -17,7 +17,7 @@ from emllm.errors import ConfigError
 from emllm.generation import generate_tokens
 from emllm.models.sampling import make_chooser
 from emllm.reading import read_tokens
-from emllm.recollecting import recollects
+from emllm.recollecting import Outline, Passages, recollects
 
 SMALL = dataclasses.replace(stories.SMALL, recollect_tokens=80)
 QUESTION = "Who was sad?"
@@ -37,14 +37,10 @@ def asked(lm, memory):
     prompt = lm.chat_format.question(QUESTION, is_first=True)
     num_template = len(lm.chat_format.encode(lm.chat_format.before_answer))
     read_tokens(lm.model, lm.cache(fork), prompt[:-num_template], chunk_tokens=32)
-    fork.end_trace()
-    read_tokens(lm.model, lm.cache(fork), prompt[-num_template:], chunk_tokens=32)
-    ranking = lm.asking.ranking(fork, trace, prompt[:-num_template])
     head, tail = memory.documents[0].start, memory.documents[-1].stop
-    context = lm.asking.context(
-        fork, ranking, head_stop=head, tail_start=tail, question_start=memory.num_tokens
-    )
-    return context, head, prompt
+    outline = Outline.of(fork, head_stop=head, tail_start=tail, question_start=memory.num_tokens)
+    passages = lm.asking.passages(fork, trace, prompt[:-num_template], outline.unranked)
+    return [*lm.asking.context(fork, passages, outline), *prompt], head, prompt
 
 
 def pieces_of(context, log, between):
@@ -90,16 +86,40 @@ def test_what_no_recall_can_bring_back_stands_in_the_context(lm, head_tokens, bu
     trace = fork.trace_recall()
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
-    ranking = [one.event for one in trace.strongest(256)]
-    ids = lm.asking.context(fork, ranking, head_stop=head_tokens, tail_start=start, question_start=start)
-    log, unrecalled = fork.token_ids().tolist(), int(fork.recallable_spans()[-1, 1])
+    outline = Outline.of(fork, head_stop=head_tokens, tail_start=start, question_start=start)
+    log = fork.token_ids().tolist()
+    events = [one.event for one in trace.strongest(256)]
+    ids = [*lm.asking.context(fork, Passages(events, outline.unranked), outline), *log[start:]]
+    unrecalled = int(fork.recallable_spans()[-1, 1])
     assert start - SMALL.local_tokens <= unrecalled < start  # some of the text is in the local window
     head_stop = max(head_tokens, SMALL.sink_tokens)
     assert ids[:head_stop] == log[:head_stop]
     assert ids[-(len(log) - unrecalled) :] == log[unrecalled:]
-    num_passages = len(ids) - head_stop - (len(log) - unrecalled)
-    most = max(budget - (start - unrecalled), budget // 2)
-    assert num_passages <= most + (1 + most) * len(lm.asking.between)
+    num_unranked = sum(map(len, outline.unranked))
+    most = max(budget - num_unranked, budget // 2)
+    num_passages = len(ids) - head_tokens - num_unranked - (len(log) - start)
+    assert num_passages <= most + (2 + most) * len(lm.asking.between)
+    first_stop = int(fork.recallable_spans()[0, 1])
+    assert outline.unranked == (
+        *([range(head_tokens, first_stop)] if head_tokens < head_stop else []),
+        range(unrecalled, start),
+    )
+
+
+@pytest.mark.parametrize("budget", [1, 80, 200])
+def test_what_does_not_fit_the_question_is_left_out_wherever_it_stands(lm, budget):
+    memory = read(lm, recollect_tokens=budget)
+    fork = memory.fork()
+    trace = fork.trace_recall()
+    start = memory.num_tokens
+    read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
+    outline = Outline.of(fork, head_stop=3, tail_start=start, question_start=start)
+    ids = lm.asking.context(fork, Passages([one.event for one in trace.strongest(256)]), outline)
+    log = fork.token_ids().tolist()
+    assert ids[:3] == log[:3]
+    assert len(ids) - 3 <= budget + (1 + budget) * len(lm.asking.between)
+    recent = log[outline.unranked[-1].start : start]
+    assert all(ids[i : i + len(recent)] != recent for i in range(len(ids)))
 
 
 def test_an_event_that_begins_in_the_instructions_is_read_from_the_text_on(lm):
@@ -111,8 +131,10 @@ def test_an_event_that_begins_in_the_instructions_is_read_from_the_text_on(lm):
     first = fork.recallable_spans()[0]
     head = int(first[0]) + 1
     assert head < first[1]
-    ranking = [one.event for one in trace.strongest(256)]
-    ids = lm.asking.context(fork, ranking, head_stop=head, tail_start=start, question_start=start)
+    outline = Outline.of(fork, head_stop=head, tail_start=start, question_start=start)
+    ids = lm.asking.context(
+        fork, Passages([one.event for one in trace.strongest(256)], outline.unranked), outline
+    )
     if 0 in [one.event for one in trace.strongest(256)]:
         assert ids[: first[1]] == fork.token_ids(0, int(first[1])).tolist()
 
@@ -149,8 +171,11 @@ def surprise_after(model, passage, question):
     return float(nats.sum())
 
 
+@pytest.mark.parametrize("unranked", [(), (range(1, 9),), (range(1, 9), range(300, 301))])
 @pytest.mark.parametrize("nats", [0.0, 2.0, 1e9])
-def test_events_are_reranked_by_the_stock_models_surprise_at_the_question(lm, stock, monkeypatch, nats):
+def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
+    lm, stock, monkeypatch, nats, unranked
+):
     monkeypatch.setattr("emllm.recollecting.RERANK_NATS", nats)
     memory = read(lm, rerank_events=5)
     fork = memory.fork()
@@ -158,16 +183,23 @@ def test_events_are_reranked_by_the_stock_models_surprise_at_the_question(lm, st
     question = lm.chat_format.question(QUESTION, is_first=True)
     read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
     before = [one.event for one in trace.strongest(256)]
-    ranking = lm.asking.ranking(fork, trace, question)
-    spans, log = fork.recallable_spans(), fork.token_ids().tolist()
-    surprises = []
-    for event in before[:5]:
-        start, stop = spans[max(event - 1, 0), 0], spans[min(event + 1, len(spans) - 1), 1]
-        surprises.append(surprise_after(stock, [*log[start:stop], *lm.asking.between], question))
-    expected = [before[i] for i in np.argsort(surprises) if surprises[i] <= min(surprises) + nats + 1e-4]
-    assert len(set(before[:5])) == 5 and ranking == expected
+    passages = lm.asking.passages(fork, trace, question, unranked)
+    known, log = fork.recallable_spans(), fork.token_ids().tolist()
+    spans = [
+        *((known[max(one - 1, 0), 0], known[min(one + 1, len(known) - 1), 1]) for one in before[:5]),
+        *((one.start, one.stop) for one in unranked),
+    ]
+    surprises = [
+        surprise_after(stock, [*log[start:stop], *lm.asking.between], question) for start, stop in spans
+    ]
+    most = min(surprises) + nats + 1e-4
+    assert len(set(before[:5])) == 5
+    assert passages.events == [before[i] for i in np.argsort(surprises[:5]) if surprises[i] <= most]
+    assert passages.unranked == tuple(
+        one for one, nats in zip(unranked, surprises[5:], strict=True) if nats <= most
+    )
     after = [one.event for one in trace.strongest(256)]
-    assert after == [*ranking, *(event for event in before if event not in ranking)]
+    assert after == [*passages.events, *(event for event in before if event not in passages.events)]
     assert fork.token_ids().tolist() == log
 
 
@@ -178,7 +210,9 @@ def test_where_nothing_is_reranked_the_consensus_is_read_again(lm):
     question = lm.chat_format.question(QUESTION, is_first=True)
     read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
     before = trace.strongest(256)
-    assert lm.asking.ranking(fork, trace, question) == [one.event for one in before]
+    ends = (range(1, 4), range(memory.num_tokens - 9, memory.num_tokens))
+    passages = lm.asking.passages(fork, trace, question, ends)
+    assert passages == Passages([one.event for one in before], ends)
     assert trace.strongest(256) == before
 
 
@@ -266,13 +300,10 @@ def test_a_later_turn_is_answered_with_the_conversation_in_view(lm):
     prompt = lm.chat_format.question("And who helped?", is_first=False)
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(memory), prompt, chunk_tokens=32)
-    context = lm.asking.context(
-        memory,
-        lm.asking.ranking(memory, trace, prompt),
-        head_stop=memory.documents[0].start,
-        tail_start=documents_stop,
-        question_start=start,
-    )
+    head = memory.documents[0].start
+    outline = Outline.of(memory, head_stop=head, tail_start=documents_stop, question_start=start)
+    passages = lm.asking.passages(memory, trace, prompt, outline.unranked)
+    context = [*lm.asking.context(memory, passages, outline), *prompt]
     tail = memory.token_ids(max(documents_stop, memory.num_tokens - SMALL.local_tokens)).tolist()
     assert context[-len(tail) :] == tail and len(tail) > len(prompt)
 

@@ -1,18 +1,20 @@
 """Answering a question: through the memory as it is, or from the passages that it recalls, read again.
 
 Recollecting takes three readings. The question is read with the whole memory. The strongest of the events
-that all layers together recall for it are read again one by one, each before the question: the less the
-question surprises after an event, the more it has to do with it (query likelihood, as in Sachan et al. 2022,
-arXiv 2204.07496). What comes first then, with its neighbours in time, is read again in order, before the same
-question, in a small context of its own with full attention, and the answer comes from there. The setting
-`recollect` says whether, `rerank_events` how many are read one by one; docs/recall.md says what both are
-worth. This module does not know templates, or how an answer is shown.
+that all layers together recall for it are read again one by one, each before the question, and so is the end
+of the text, which no layer ranks: the less the question surprises after a passage, the more it has to do with
+it (query likelihood, as in Sachan et al. 2022, arXiv 2204.07496). What comes first then, with its neighbours
+in time, is read again in order, before the same question, in a small context of its own with full attention,
+and the answer comes from there. The setting `recollect` says whether, `rerank_events` how many are read one
+by one; docs/recall.md says what both are worth. This module does not know templates, or how an answer is
+shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,64 @@ from emllm.recall.trace import RecallTrace
 
 #: Events of the consensus that are looked at: more than ever fit.
 _NUM_RANKED = 256
-#: An event is not read again if a question surprises by so many nats more after it than after the best.
+#: A passage is not read again if a question surprises by so many nats more after it than after the best.
 RERANK_NATS = 10.0
 #: What is asked to know what is recalled whatever is asked.
 NEUTRAL_QUESTION = "What is this text about?"
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Where the parts of a log lie that no layer ranks, and those that always stand around passages.
+
+    Attributes:
+        text_start: what leads to the text ends there.
+        unranked: the beginning of the text, where some of it is among the sinks, with the event that follows,
+            and its end, from where the last event ends that has left the local window. Every layer attends to
+            sinks and local window as they are, so no recall can bring them back.
+        conversation: what was said so far, before the question.
+    """
+
+    text_start: int
+    unranked: tuple[range, ...]
+    conversation: range
+
+    @classmethod
+    def of(cls, memory: EpisodicMemory, *, head_stop: int, tail_start: int, question_start: int) -> Outline:
+        """Of a memory that has read a question.
+
+        Args:
+            head_stop: what leads to the text ends there; at most a quarter of what the model was trained on
+                counts.
+            tail_start: where the conversation so far begins; what has left the local window is recalled.
+            question_start: where the question begins.
+        """
+        text_start = min(head_stop, memory.geometry.trained_tokens // 4)
+        sinks_stop = min(max(text_start, memory.config.sink_tokens), question_start)
+        known = memory.recallable_spans()
+        recent_start = max(int(known[-1, 1]) if len(known) else 0, sinks_stop)
+        left_at = max(tail_start, memory.num_tokens - memory.config.local_tokens)
+        tail_start = max(min(left_at, max(tail_start, recent_start), question_start), sinks_stop)
+        unranked = []
+        if text_start < sinks_stop:
+            stop = max(int(known[0, 1]) if len(known) else 0, sinks_stop)
+            unranked.append(range(text_start, min(stop, tail_start)))
+        if recent_start < tail_start:
+            unranked.append(range(recent_start, tail_start))
+        return cls(text_start, tuple(unranked), range(tail_start, question_start))
+
+
+@dataclass(frozen=True)
+class Passages:
+    """What is worth reading again.
+
+    Attributes:
+        events: the one that matters most first.
+        unranked: what of the text no layer ranks.
+    """
+
+    events: Sequence[int]
+    unranked: tuple[range, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,31 +125,36 @@ class Asking:
     ) -> Generator[int, None, None]:
         """Read a question into a memory, and generate the answer.
 
+        What leads from the question to the answer is read into the memory after the answer, so that the first
+        token need not wait for it; where nothing is kept, never.
+
         Args:
             trace: of the memory, which records what is recalled for the question.
             head_stop: the tokens before it stand before the passages too: a template's opening, instructions.
             tail_start: the tokens from it on stand after the passages: the conversation so far.
             template: the prompt's ids that every question has. What they recall stands out for no question,
                 so they do not take part in the consensus.
-            keep: whether the answer becomes part of the memory where it came from passages.
+            keep: whether all of it becomes part of the memory where the answer came from passages.
         """
         if not recollects(memory):
             yield from self._generate(memory, prompt_ids, choose, max_new_tokens)
             return
         trace.take_off(self.usual(memory))
-        start, stop = (template.start, template.stop) if template else (len(prompt_ids), len(prompt_ids))
-        self._read(memory, prompt_ids[:start])
-        memory.end_trace()
-        self._read(memory, prompt_ids[start:stop])
-        memory.trace_recall(trace)
-        self._read(memory, prompt_ids[stop:])
-        context = self.context(
-            memory,
-            self.ranking(memory, trace, prompt_ids[:start]),
-            head_stop=head_stop,
-            tail_start=tail_start,
-            question_start=memory.num_tokens - len(prompt_ids),
+        question_start = memory.num_tokens
+        num_asked = template.start if template else len(prompt_ids)
+        question, unread = prompt_ids[:num_asked], prompt_ids[num_asked:]
+        self._read(memory, question)
+        if unread and template.stop < len(prompt_ids):
+            memory.end_trace()
+            self._read(memory, prompt_ids[num_asked : template.stop])
+            memory.trace_recall(trace)
+            self._read(memory, prompt_ids[template.stop :])
+            unread = ()
+        outline = Outline.of(
+            memory, head_stop=head_stop, tail_start=tail_start, question_start=question_start
         )
+        passages = self.passages(memory, trace, question, outline.unranked)
+        context = [*self.context(memory, passages, outline), *prompt_ids]
         answer_ids: list[int] = []
         try:
             fresh = self.fresh(MemoryConfig.preset("full", chunk_tokens=memory.config.chunk_tokens))
@@ -102,7 +163,8 @@ class Asking:
                 yield token
         finally:
             if keep:
-                self._read(memory, answer_ids)
+                memory.end_trace()
+                self._read(memory, [*unread, *answer_ids])
 
     def usual(self, memory: EpisodicMemory) -> RecallTrace:
         """What a neutral question recalls, asked on a fork: no evidence for any other."""
@@ -115,65 +177,66 @@ class Asking:
         self.usual_at[memory.moment] = trace
         return trace
 
-    def ranking(self, memory: EpisodicMemory, trace: RecallTrace, question: Sequence[int]) -> list[int]:
-        """The events that are worth reading again for a question, the one that matters most first.
+    def passages(
+        self,
+        memory: EpisodicMemory,
+        trace: RecallTrace,
+        question: Sequence[int],
+        unranked: tuple[range, ...],
+    ) -> Passages:
+        """The events that are worth reading again for a question, and what else of the text.
 
         The strongest of the trace in order of how little the question surprises after each: the surprise of
         all its ids together, in nats, after the event with its neighbours as they would be read again. What
         surprises by `RERANK_NATS` more than the best is left out: beside a passage that fits, others that are
-        like it mislead a small model. The trace is told of the order.
+        like it mislead a small model, and so does what was read last. The trace is told of the order.
         """
         events = [one.event for one in trace.strongest(memory.config.rerank_events or _NUM_RANKED)]
-        if not memory.config.rerank_events or len(events) < 2 or not question:
-            return events
+        if not memory.config.rerank_events or len(events) + len(unranked) < 2 or not question:
+            return Passages(events, unranked)
         known = memory.recallable_spans()
-        surprises = []
-        for event in events:
-            low, high = max(event - REACH, 0), min(event + REACH, len(known) - 1)
-            passage = _kept(memory, int(known[low, 0]), int(known[high, 1]))
-            alone = self.fresh(MemoryConfig.preset("full", segmenter="fixed", refine="none"))
-            self._read(alone, [*passage, *self.between, *question])
-            surprises.append(float(alone.surprise(alone.num_tokens - len(question)).sum()))
-        most = min(surprises) + RERANK_NATS
-        kept = [events[i] for i in np.argsort(surprises, kind="stable") if surprises[i] <= most]
+        spans = [
+            (int(known[max(event - REACH, 0), 0]), int(known[min(event + REACH, len(known) - 1), 1]))
+            for event in events
+        ] + [(one.start, one.stop) for one in unranked]
+        nats = np.array([self._surprise_after(memory, *span, question) for span in spans])
+        is_kept = nats <= nats.min() + RERANK_NATS
+        kept = [events[i] for i in np.argsort(nats[: len(events)], kind="stable") if is_kept[i]]
         trace.put_first(kept)
-        return kept
+        return Passages(kept, tuple(compress(unranked, is_kept[len(events) :])))
 
-    def context(
-        self,
-        memory: EpisodicMemory,
-        ranking: Sequence[int],
-        *,
-        head_stop: int,
-        tail_start: int,
-        question_start: int,
-    ) -> list[int]:
-        """What is read in place of the memory: its head, passages of ranked events in order, and its tail.
+    def _surprise_after(
+        self, memory: EpisodicMemory, start: int, stop: int, question: Sequence[int]
+    ) -> float:
+        """How much a question surprises after some tokens of a memory, in nats."""
+        alone = self.fresh(MemoryConfig.preset("full", segmenter="fixed", refine="none"))
+        self._read(alone, [*_kept(memory, start, stop), *self.between, *question])
+        return float(alone.surprise(alone.num_tokens - len(question)).sum())
 
-        What no recall can bring back stands there as it is, as it does for every layer: the sinks are part of
-        the head, and the tail begins where the last event ends that has left the local window. What leads to
-        the text is at most a quarter of what the model was trained on. The tail, without the question, counts
-        among the tokens that are read again; half of them are for passages whatever its length.
+    def context(self, memory: EpisodicMemory, passages: Passages, outline: Outline) -> list[int]:
+        """What is read before the question in place of the memory: what leads to the text, passages in order,
+        the conversation.
+
+        The conversation and the passages that no layer ranks count among the tokens that are read again; half
+        of them are for events whatever their length.
         """
-        config = memory.config
-        text_start = min(head_stop, memory.geometry.trained_tokens // 4)
-        head_stop = min(max(text_start, config.sink_tokens), question_start)
         known = memory.recallable_spans()
-        unrecalled = int(known[-1, 1]) if len(known) else 0
-        tail_start = max(tail_start, memory.num_tokens - config.local_tokens)
-        tail_start = max(min(tail_start, question_start, unrecalled), head_stop)
-        budget = config.recollect_tokens
+        others = [*passages.unranked, outline.conversation]
+        budget = memory.config.recollect_tokens
         events = events_to_reread(
-            ranking,
+            passages.events,
             known[:, 1] - known[:, 0],
-            budget_tokens=max(budget - (question_start - tail_start), budget // 2),
+            budget_tokens=max(budget - sum(map(len, others)), budget // 2),
         )
-        passages = known[events].clip(head_stop, tail_start).tolist()
-        spans = [(0, head_stop), *passages, (tail_start, memory.num_tokens)]
+        spans = [
+            (0, outline.text_start),
+            *map(tuple, known[events].clip(outline.text_start, outline.conversation.start).tolist()),
+            *((one.start, one.stop) for one in others),
+        ]
         ids: list[int] = []
-        for start, stop in joined_spans(np.array([span for span in spans if span[0] < span[1]])):
+        for start, stop in joined_spans(np.array(sorted(span for span in spans if span[0] < span[1]))):
             ids += _kept(memory, start, stop)
-            ids += self.between if text_start != stop != memory.num_tokens else ()
+            ids += self.between if outline.text_start != stop != outline.conversation.stop else ()
         return ids
 
     def _read(self, memory: EpisodicMemory, token_ids: Sequence[int]) -> None:

@@ -40,11 +40,11 @@ def events_to_reread(
 
 
 def joined_spans(spans: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Spans ``[n, 2]`` in time order, those that touch made one."""
+    """Spans ``[n, 2]`` in the order of their starts, those that touch or overlap made one."""
     whole: list[tuple[int, int]] = []
     for start, stop in spans.tolist():
-        if whole and whole[-1][1] == start:
-            whole[-1] = whole[-1][0], stop
+        if whole and start <= whole[-1][1]:
+            whole[-1] = whole[-1][0], max(stop, whole[-1][1])
         else:
             whole.append((start, stop))
     return whole
