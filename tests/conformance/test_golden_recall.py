@@ -15,7 +15,8 @@ from tests.conformance.replay import GROUP, HEAD_DIM, LAYERS, turn
 from emllm.recall.budget import rank_events
 from emllm.recall.event_keys import make_weighted, top_tokens
 from emllm.recall.index import IndexPart
-from emllm.recall.scorers import dot, mean_query
+from emllm.recall.queries import mean_query
+from emllm.recall.scorers import dot
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,8 @@ from emllm.memory import EpisodicMemory
 from emllm.recall.budget import fill, rank_events, select_events
 from emllm.recall.event_keys import make_weighted
 from emllm.recall.index import IndexPart
-from emllm.recall.scorers import dot, mean_query
+from emllm.recall.queries import mean_query
+from emllm.recall.scorers import dot
 from emllm.segmentation.threshold import boundary_flags
 
 

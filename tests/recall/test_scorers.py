@@ -16,8 +16,8 @@ from emllm.recall import scorers
 from emllm.recall.compare import rounded
 from emllm.recall.exact import event_mass
 from emllm.recall.index import EventIndex, IndexPart
+from emllm.recall.queries import ASKING_TOKENS, longest, mean_query
 from emllm.recall.scorers import (
-    ASKING_TOKENS,
     ASKING_VOTES,
     READING_KEYS,
     READING_PARTS,
@@ -25,10 +25,6 @@ from emllm.recall.scorers import (
     SCORERS,
     attention,
     dot,
-    longest,
-    mean_query,
-    part_means,
-    spread_queries,
     votes,
     votes_in_two_stages,
 )
@@ -193,13 +189,14 @@ def test_attention_asks_in_blocks_of_queries_as_at_once(monkeypatch):
 @given(st.integers(ASKING_TOKENS + 1, 600))
 def test_a_chunk_asks_for_attention_by_the_means_of_its_parts(num_queries):
     query = torch.arange(num_queries).float().expand(2, -1)[..., None].expand(-1, -1, 3)
-    means = part_means(query)
+    means = SCORERS["attention"].sample(query)
     assert means.shape == (2, READING_PARTS, 3)
     assert means[0, :, 0].tolist() == sorted(means[0, :, 0].tolist())
     sizes = [len(one) for one in torch.arange(num_queries).tensor_split(READING_PARTS)]
     total = sum(mean * size for mean, size in zip(means[0, :, 0].tolist(), sizes, strict=True))
     assert math.isclose(total, num_queries * (num_queries - 1) / 2, rel_tol=1e-4)
-    assert torch.equal(part_means(query[:, :ASKING_TOKENS]), spread_queries(query[:, :ASKING_TOKENS]))
+    question = query[:, :ASKING_TOKENS]
+    assert torch.equal(SCORERS["attention"].sample(question), SCORERS["votes"].sample(question))
 
 
 @given(st.integers(0, 999), heads, counts)
@@ -230,7 +227,7 @@ def test_dot_of_the_sampled_mean_query_is_dot_of_all_queries(seed, heads_, count
 )
 def test_a_question_votes_with_many_queries_and_a_chunk_with_a_few_evenly_spread_ones(num_queries):
     query = torch.arange(num_queries, dtype=torch.float32)[None, :, None]
-    chosen = spread_queries(query)[0, :, 0].long().tolist()
+    chosen = SCORERS["votes"].sample(query)[0, :, 0].long().tolist()
     num_votes = min(num_queries, ASKING_VOTES) if num_queries <= ASKING_TOKENS else READING_VOTES
     gaps = {b - a for a, b in itertools.pairwise(chosen)} or {0}
     assert len(set(chosen)) == num_votes and chosen[-1] == num_queries - 1

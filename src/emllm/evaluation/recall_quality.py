@@ -25,9 +25,9 @@ from torch import Tensor
 from emllm.config import ResolvedConfig
 from emllm.memory.staging import RecallMoment
 from emllm.recall.budget import select_events
-from emllm.recall.event_keys import key_tokens
-from emllm.recall.exact import LOGITS_AT_ONCE, KeysOf, event_mass, exact
-from emllm.recall.scorers import SCORERS, Ranking, evenly
+from emllm.recall.exact import LOGITS_AT_ONCE, KeysOf, event_mass
+from emllm.recall.queries import evenly
+from emllm.recall.scorers import SCORERS
 
 #: Queries of a chunk, evenly spaced, whose attention is what rankings are held against.
 NUM_QUERIES = 32
@@ -153,7 +153,16 @@ class RecallQuality:
     def _scores(self, moment: RecallMoment) -> dict[str, NDArray[np.float32]]:
         """The scores of all events by every scorer, and by age."""
         scores = {
-            name: scores_of(ranking, moment, self._config.event_key) for name, ranking in SCORERS.items()
+            name: ranking.scores(
+                moment.query,
+                moment.turned,
+                parts=moment.parts,
+                sizes=moment.sizes,
+                keys_of=moment.keys_of,
+                event_key=self._config.event_key,
+                scaling=moment.scaling,
+            )
+            for name, ranking in SCORERS.items()
         }
         return {**scores, "recent": np.arange(len(moment.sizes), dtype=np.float32)}
 
@@ -190,18 +199,6 @@ class RecallQuality:
             min_event_tokens=self._config.min_event_tokens,
         )
         return float(mass[events].sum())
-
-
-def scores_of(ranking: Ranking, moment: RecallMoment, event_key: str) -> NDArray[np.float32]:
-    """How a way to rank scores all events of a recall, from the event keys that the memory has."""
-    asking = moment.turned(ranking.sample(moment.query))
-    if ranking.score is None:
-        scores = exact(asking, moment.keys_of, torch.from_numpy(moment.sizes), moment.scaling)
-    else:
-        parts = ranking.parts(moment.parts, moment.query.shape[1])
-        tokens = key_tokens(event_key, moment.sizes, parts[0].keys.shape[1])
-        scores = ranking.score(asking, parts, moment.scaling, tokens)
-    return scores.float().cpu().numpy()
 
 
 @dataclass(frozen=True)

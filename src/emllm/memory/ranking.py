@@ -20,10 +20,10 @@ from emllm.config import ResolvedConfig
 from emllm.memory.events import EventTable
 from emllm.memory.staging import Observer, RecallMoment, Staged, View
 from emllm.recall.budget import select_events
-from emllm.recall.event_keys import key_tokens
-from emllm.recall.exact import KeysOf, exact
+from emllm.recall.exact import KeysOf
 from emllm.recall.index import EventIndex, IndexPart
-from emllm.recall.scorers import ASKING_TOKENS, SCORERS
+from emllm.recall.queries import ASKING_TOKENS
+from emllm.recall.scorers import SCORERS
 from emllm.recall.shortlist import NEWER_EVENTS, Shortlist, is_ranking_of_all_due, keys_of
 from emllm.store.log import Log
 
@@ -130,21 +130,22 @@ class LayerRanking:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """How well events match the present queries, and which events; None is all."""
         ranking = SCORERS[self._config.scorer]
-        asking = turned(ranking.sample(query))
-        candidates = None
-        score = ranking.scorer(query.shape[1])
-        if score is None:
-            scores = exact(asking, self._keys_of(log), torch.from_numpy(view.sizes), scaling)
-        else:
-            parts: Sequence[IndexPart] = self.index.parts()
-            candidates = self._candidates(len(view.sizes), num_new)
+        candidates, sizes = None, view.sizes
+        parts: Sequence[IndexPart] = ()
+        if ranking.score is not None:
+            parts, candidates = self.index.parts(), self._candidates(len(sizes), num_new)
             if candidates is not None:
-                parts = self._keys_of_candidates(len(view.sizes))
-            sizes = view.sizes if candidates is None else view.sizes[candidates]
-            seen = ranking.parts(parts, query.shape[1])
-            tokens = key_tokens(self._config.event_key, sizes, seen[0].keys.shape[1])
-            scores = score(asking, seen, scaling, tokens)
-        return scores.float().cpu().numpy(), candidates
+                parts, sizes = self._keys_of_candidates(len(sizes)), sizes[candidates]
+        scores = ranking.scores(
+            query,
+            turned,
+            parts=parts,
+            sizes=sizes,
+            keys_of=self._keys_of(log),
+            event_key=self._config.event_key,
+            scaling=scaling,
+        )
+        return scores, candidates
 
     def _turned(self, query: Tensor, *, view: View, num_new: int) -> Tensor:
         """Queries as a token after the local window asks: so far away every event is taken to be."""

@@ -16,12 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emllm.dims import Scores
 from emllm.recall.compare import attention_shares, best_logits, most_standing_out
+from emllm.recall.event_keys import key_tokens
+from emllm.recall.exact import KeysOf, exact
 from emllm.recall.index import IndexPart
-from emllm.recall.shortlist import keys_of
+from emllm.recall.queries import ASKING_TOKENS, evenly, longest, mean_query, part_means
+from emllm.recall.shortlist import keys_of as gathered
 
 #: Scores from queries ``[H, T, D]``, the event keys of consecutive parts, the scaling of logits, and how many
 #: tokens each key stands for (`event_keys.key_tokens`).
@@ -144,22 +148,15 @@ def votes_in_two_stages(
     best = np.sort(scores.topk(SECOND_EVENTS).indices.cpu().numpy())
     others = np.setdiff1d(np.arange(num_events), best, assume_unique=True)
     some = others[:: -(-len(others) // REST_EVENTS)]
-    keys, sample = keys_of(parts, best), keys_of(parts, some)
+    keys, sample = gathered(parts, best), gathered(parts, some)
     assert keys is not None and sample is not None
     rest = Rest(sample, len(others) / len(some))
     scores[torch.from_numpy(best).to(scores.device)] = votes(query, [keys], scaling, rest=rest)
     return scores
 
 
-def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:
-    """The mean of a chunk's queries: all that a linear scorer needs."""
-    return query.float().mean(dim=1, keepdim=True).to(query.dtype)
-
-
 #: Parts of a chunk that is read whose mean queries ask what attention it pays (`attention`).
 READING_PARTS = 2
-#: A chunk of up to so many tokens is taken for a question: it is compared with all events and all their keys.
-ASKING_TOKENS = 256
 #: Queries of a question that vote, of a longer chunk that is read, and of one in an exact ranking.
 ASKING_VOTES = 64
 READING_VOTES = 4
@@ -176,57 +173,28 @@ SECOND_EVENTS = 2048
 REST_EVENTS = 1024
 
 
-def evenly(query: Float[Tensor, "H T D"], num: int) -> Float[Tensor, "H votes D"]:
-    """So many of a chunk's queries at even distances, the last included; all, where there are no more."""
-    num_queries = query.shape[1]
-    if num_queries <= num:
-        return query
-    return query[:, [round((i + 1) * num_queries / num) - 1 for i in range(num)]]
-
-
-def longest(query: Float[Tensor, "H T D"], num: int) -> Float[Tensor, "H votes D"]:
-    """The queries of so many tokens whose vectors are the longest, as the mean over heads.
-
-    What they look for stands out most: a softmax is the more peaked the longer its query.
-    """
-    num = min(num, query.shape[1])
-    lengths = torch.linalg.vector_norm(query.float(), dim=-1).mean(dim=0)
-    return query[:, lengths.topk(num).indices.sort().values]
-
-
-def spread_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
-    """Many queries of a question, a few of a chunk that is read."""
-    return evenly(query, ASKING_VOTES if query.shape[1] <= ASKING_TOKENS else READING_VOTES)
-
-
-def part_means(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
-    """Many queries of a question, the mean query of each part of a chunk that is read."""
-    if query.shape[1] <= ASKING_TOKENS:
-        return evenly(query, ASKING_VOTES)
-    means = [part.float().mean(dim=1) for part in query.tensor_split(READING_PARTS, dim=1)]
-    return torch.stack(means, dim=1).to(query.dtype)
-
-
-def many_queries(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
-    """Many queries of a question, every sixteenth or so of a chunk that is read."""
-    return evenly(query, ASKING_VOTES if query.shape[1] <= ASKING_TOKENS else EXACT_VOTES)
-
-
 @dataclass(frozen=True)
 class Ranking:
     """A way to rank events: which queries of a chunk take part, and how they score events.
 
     Attributes:
+        reading: of a chunk that is read.
+        asking: of a question.
         score: from event keys; None where the keys of all tokens are asked for (`recall.exact`).
         score_asking: the same for a question over many events; None is `score`.
         reading_keys: while a long chunk is read, events are ranked by that many of their keys, the first;
             None is all of them. A question is always compared with all.
     """
 
-    sample: Callable[[Tensor], Tensor]
+    reading: Callable[[Tensor], Tensor]
+    asking: Callable[[Tensor], Tensor]
     score: Scorer | None
     score_asking: Scorer | None = None
     reading_keys: int | None = None
+
+    def sample(self, query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
+        """The queries that take part."""
+        return self.asking(query) if query.shape[1] <= ASKING_TOKENS else self.reading(query)
 
     def scorer(self, num_queries: int) -> Scorer | None:
         """What scores events for a chunk of so many queries."""
@@ -239,12 +207,57 @@ class Ranking:
             return parts
         return [part.first(self.reading_keys) for part in parts]
 
+    def scores(
+        self,
+        query: Float[Tensor, "H T D"],
+        turned: Callable[[Tensor], Tensor],
+        *,
+        parts: Sequence[IndexPart],
+        sizes: NDArray[np.int64],
+        keys_of: KeysOf,
+        event_key: str,
+        scaling: float,
+    ) -> NDArray[np.float32]:
+        """How well events match a chunk's queries.
+
+        Args:
+            query: before rotation.
+            turned: gives queries as they stand towards all events.
+            parts: the event keys of consecutive parts.
+            sizes: tokens of each event.
+            keys_of: the keys of all tokens, where it is they that are ranked.
+            event_key: what those of `parts` are.
+            scaling: factor on the logits.
+        """
+        asking, num_queries = turned(self.sample(query)), query.shape[1]
+        score = self.scorer(num_queries)
+        if score is None:
+            return exact(asking, keys_of, torch.from_numpy(sizes), scaling).float().cpu().numpy()
+        seen = self.parts(parts, num_queries)
+        tokens = key_tokens(event_key, sizes, seen[0].keys.shape[1])
+        return score(asking, seen, scaling, tokens).float().cpu().numpy()
+
+
+_asking = functools.partial(evenly, num=ASKING_VOTES)
 
 SCORERS: Mapping[str, Ranking] = {
-    "dot": Ranking(sample=mean_query, score=dot),
+    "dot": Ranking(reading=mean_query, asking=mean_query, score=dot),
     "votes": Ranking(
-        sample=spread_queries, score=votes, score_asking=votes_in_two_stages, reading_keys=READING_KEYS
+        reading=functools.partial(evenly, num=READING_VOTES),
+        asking=_asking,
+        score=votes,
+        score_asking=votes_in_two_stages,
+        reading_keys=READING_KEYS,
     ),
-    "attention": Ranking(sample=part_means, score=attention, score_asking=votes_in_two_stages),
-    "exact": Ranking(sample=many_queries, score=None),
+    "attention": Ranking(
+        reading=functools.partial(part_means, num=READING_PARTS),
+        asking=_asking,
+        score=attention,
+        score_asking=votes_in_two_stages,
+    ),
+    "exact": Ranking(
+        reading=functools.partial(evenly, num=EXACT_VOTES),
+        asking=_asking,
+        score=None,
+    ),
 }
