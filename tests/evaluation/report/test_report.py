@@ -143,6 +143,24 @@ def test_one_sample_alone_has_no_interval_and_an_average_with_it_is_never_marked
     assert "0 of 8 differences marked; 0 could be" in written
 
 
+def test_questions_about_one_text_alone_are_drawn_and_the_report_says_so(report, tmp_path: Path) -> None:
+    def asked(row: str, scores: list[float]) -> dict[str, Any]:
+        answers = [{"prediction": "x", "score": it, "answer_tokens": 1, "facts": {}} for it in scores]
+        return line("a/one", 0, row, sum(scores) / len(scores), answers=answers)
+
+    some = [asked("full", [0.0, 1.0] * 10), asked("default", [1.0] * 20)]
+    numbers = report(some)
+    assert float(numbers["a/one", "full"]["low"]) < 50.0 < float(numbers["a/one", "full"]["high"])
+    assert numbers["a/one", "full"]["num_samples"] == "1"
+    assert numbers["a/one", "default"]["verdict"] == "better"
+    assert "say nothing of other texts: a/one." in (tmp_path / "out" / "report.md").read_text()
+    failed = [some[0], line("a/one", 0, "default", None, answers=[])]
+    assert report(failed)["a/one", "default"]["difference"] == ""
+    two = [*some, line("a/one", 1, "full", 0.5), line("a/one", 1, "default", 0.5)]
+    assert report(two)["a/one", "default"]["verdict"] == ""
+    assert "other texts" not in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_an_average_of_tasks_with_several_samples_is_marked(report, tmp_path: Path) -> None:
     scores = {
         (task, row): [it, it + 0.1]

@@ -71,6 +71,23 @@ class Comparison:
         records = self.records.get((task, row), ())
         return {record.sample: record.score for record in records if record.score is not None}
 
+    def is_one_text(self, task: str) -> bool:
+        """Whether the task is several questions about one text: then it is questions that are drawn again."""
+        records = [record for row in self.rows_of(task) for record in self.records[task, row]]
+        answered = [record for record in records if record.score is not None]
+        several = any(len(record.answers) > 1 for record in answered)
+        return several and len({record.sample for record in records}) == 1 and not self.is_perplexity(task)
+
+    def drawn(self, task: str, row: str) -> dict[str, float]:
+        """What intervals rest on: scores of the samples that the row answered, or of one text's questions."""
+        if not self.is_one_text(task):
+            return self.scores(task, row)
+        return {
+            f"{record.sample} {i}": answer.score
+            for record in self.records.get((task, row), ())
+            for i, answer in enumerate(record.answers)
+        }
+
     def rows_of(self, task: str) -> list[str]:
         """The rows that were asked the task."""
         return [row for row in self.rows if (task, row) in self.records]

@@ -30,6 +30,12 @@ def overview_section(comparison: Comparison) -> Section:
         "Scores are the benchmarks' own, times 100; intervals are 95 % bootstrap intervals over samples, "
         "where there are two or more.",
     ]
+    one_text = [task for task in comparison.tasks if comparison.is_one_text(task)]
+    if one_text:
+        lines.append(
+            f"Of one text alone, with intervals over its questions that say nothing of other texts: "
+            f"{', '.join(one_text)}."
+        )
     if failures:
         failed = ", ".join(f"{row} {count:,}" for row, count in failures.items())
         lines.append(f"Failed samples, scored by nobody: {failed}.")

@@ -2,9 +2,10 @@
 
 Scores are shown times 100. Intervals are 95 % bootstrap intervals over samples; those of an average resample
 the samples within each of its tasks, and those of a difference resample pairs: samples that both rows
-answered. Perplexity is ``exp(nats)``, its difference is in nats; it is never averaged with scores. A failed
-sample has no score: it is counted beside the mean and never in it. Where a task has one sample alone there is
-no interval, nor for an average that the task is in.
+answered. Where a task has one text alone with several questions, questions are drawn instead of samples; with
+one question there is no interval, nor for an average that the task is in. Perplexity is ``exp(nats)``, its
+difference is in nats; it is never averaged with scores. A failed sample has no score: it is counted beside
+the mean and never in it.
 This module does not know files, or how figures are laid out.
 """
 
@@ -35,7 +36,7 @@ class TaskScore:
 
     Attributes:
         mean: of the answered samples, times 100, or their perplexity; None where none was answered.
-        low: lower end of the interval; None of one sample alone.
+        low: lower end of the interval; None of one sample with one question.
         high: upper end of the interval; likewise.
         num_samples: answered samples, over which the mean goes.
         num_questions: of those samples.
@@ -76,7 +77,7 @@ class RowDifference:
         mean: in points (score times 100), or in nats per token for perplexity.
         low: lower end of the interval; None where a task has one pair alone.
         high: upper end of the interval; likewise.
-        num_pairs: samples that both answered.
+        num_pairs: samples that both answered, or questions of one text.
         verdict: ``better`` or ``worse`` where the interval leaves out 0, else empty.
     """
 
@@ -120,11 +121,11 @@ def _score(comparison: Comparison, task: str, row: str) -> TaskScore:
     answered = [record for record in records if record.score is not None]
     mean = low = high = None
     if answered:
-        values = _array(comparison.scores(task, row).values())
+        values = _array(comparison.drawn(task, row).values())
         interval = bootstrap_mean(values, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
         ends = (interval.mean, interval.low, interval.high)
         mean, low, high = (_shown(end, comparison.is_perplexity(task)) for end in ends)
-        low, high = (low, high) if len(answered) >= MIN_DRAWN else (None, None)
+        low, high = (low, high) if _is_drawn([values]) else (None, None)
     return TaskScore(
         task=task,
         row=row,
@@ -147,7 +148,7 @@ def averages(comparison: Comparison) -> list[Average]:
     found = []
     for suite, category, tasks in average_groups(comparison):
         for row in _rows_of(comparison, tasks):
-            strata = [_array(comparison.scores(task, row).values()) for task in tasks]
+            strata = [_array(comparison.drawn(task, row).values()) for task in tasks]
             mean, low, high = mean_of_means(strata, seed=comparison.seed)
             ends = (100 * low, 100 * high) if _is_drawn(strata) else (None, None)
             found.append(Average(suite, category, row, 100 * mean, ends[0], ends[1], tuple(tasks)))
@@ -227,8 +228,11 @@ def _average_differences(comparison: Comparison, reference: str) -> list[RowDiff
 
 
 def paired(comparison: Comparison, task: str, row: str, reference: str) -> tuple[Scores, Scores]:
-    """Scores of a row and of the reference on the samples that both answered, in one order."""
-    ours, theirs = comparison.scores(task, row), comparison.scores(task, reference)
+    """Scores of a row and of the reference on the samples that both answered, in one order.
+
+    On its questions, where there is one text alone.
+    """
+    ours, theirs = comparison.drawn(task, row), comparison.drawn(task, reference)
     samples = [sample for sample in ours if sample in theirs]
     return _array(ours[sample] for sample in samples), _array(theirs[sample] for sample in samples)
 
