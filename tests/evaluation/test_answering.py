@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_suite import SMALL, sample, task, tiny_lm
 
-from emllm.errors import ConfigError, InputError
+from emllm.errors import ConfigError, InputError, SourceError
 from emllm.evaluation.answering import Answerer
 from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.prompts import prompt_format, text_of, until_stop, without_middle
@@ -247,3 +247,64 @@ def test_another_text_or_other_settings_are_read_anew(lm):
         Answerer(lm, row, SMALL, last).answer(task(), asked)
         seen.append(last._memory)
     assert len({id(memory) for memory in seen}) == len(seen)
+
+
+class Broken(BaseException):
+    """Somebody pressed Ctrl-C."""
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """Nothing fits into RAM."""
+
+    def refuse(num_bytes, geometry, *, name):
+        raise SourceError(f"{name}: does not fit")
+
+    monkeypatch.setattr("emllm.evaluation.answering.check_fits", refuse)
+
+
+def what_was_said(outcome):
+    return outcome.read_tokens, [(reply.prediction, reply.evidence) for reply in outcome.replies]
+
+
+def test_a_text_that_does_not_fit_into_ram_is_read_into_a_folder_and_answered_alike(lm, request, tmp_path):
+    samples = [sample(number, num_words=300) for number in (1, 2)]
+    expected = [what_was_said(Answerer(lm, MEMORY, SMALL).answer(task(), one)) for one in samples]
+    request.getfixturevalue("no_room")
+    with pytest.raises(SourceError, match=r"does not fit$"):
+        Answerer(lm, MEMORY, SMALL).answer(task(), samples[0])
+    last = LastReading(tmp_path / "reading")
+    answerer = Answerer(lm, MEMORY, SMALL, last)
+    for one, wanted in zip(samples, expected, strict=True):
+        outcome = answerer.answer(task(), one)
+        assert what_was_said(outcome) == wanted and outcome.read_seconds > 0
+        assert len(list((tmp_path / "reading").iterdir())) == 1
+    last.discard()
+    assert not (tmp_path / "reading").exists()
+
+
+def test_reading_into_a_folder_goes_on_where_it_was_interrupted(lm, no_room, tmp_path):
+    def interrupt(progress):
+        if progress is not None and progress.num_read > 100:
+            raise Broken
+
+    asked, place = sample(1, num_words=300), tmp_path / "reading"
+    whole = Answerer(lm, MEMORY, SMALL, LastReading(tmp_path / "whole")).answer(task(), asked)
+    first = LastReading(place)
+    with pytest.raises(Broken):
+        Answerer(lm, MEMORY, SMALL, first).answer(task(), asked, progress=interrupt)
+    first.close()
+    (folder,) = place.iterdir()
+    with lm.memory(folder, read_only=True) as begun:
+        assert 0 < begun.num_tokens < whole.read_tokens
+    again = Answerer(lm, MEMORY, SMALL, LastReading(place)).answer(task(), asked)
+    assert what_was_said(again) == what_was_said(whole) and again.read_seconds is None
+
+
+def test_a_text_that_does_not_fit_onto_the_disk_either_is_refused_before_it_is_read(
+    lm, no_room, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(SourceError, match=r"does not fit, and 0\.0 GB on the disk of"):
+        Answerer(lm, MEMORY, SMALL, LastReading(tmp_path / "reading")).answer(task(), sample(1))
+    assert not (tmp_path / "reading").exists()

@@ -7,15 +7,18 @@ which rows there are.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emllm.config import UNLIMITED_TOKENS
+from emllm.errors import SourceError
 from emllm.evaluation.last_reading import LastReading, asked_with
 from emllm.evaluation.prompts import PromptFormat, prompt_format, text_of, until_stop, without_middle
 from emllm.evaluation.rows import Row, attended_tokens
@@ -62,7 +65,7 @@ class Outcome:
         read_tokens: those that the row read; the mean over questions that have passages of their own.
         replies: one a question.
         mean_surprise: of the text's tokens that were read, in nats; None unless that is the task.
-        read_seconds: of reading the text.
+        read_seconds: of reading the text; None where an interrupted run had read some of it.
         recalled_tokens: budget of recalled events per layer; None: all.
     """
 
@@ -70,7 +73,7 @@ class Outcome:
     read_tokens: int
     replies: tuple[Reply, ...]
     mean_surprise: float | None
-    read_seconds: float
+    read_seconds: float | None
     recalled_tokens: int | None
 
 
@@ -122,7 +125,9 @@ class Answerer:
         kept = self._kept(task, layout, text_ids, questions)
         ids = [*layout.opening, *kept]
         memory, read_seconds = self._last.of(
-            self._resolved, ids, lambda: self._read(ids, name=sample.sample_id, progress=progress)
+            self._resolved,
+            ids,
+            lambda folder: self._read(ids, name=sample.sample_id, folder=folder, progress=progress),
         )
         head_stop = len(layout.opening) + len(layout.encode(sample.before))
         surprise = None
@@ -158,15 +163,41 @@ class Answerer:
         return without_middle(text_ids, window - task.answer_tokens - longest)
 
     def _read(
-        self, token_ids: Sequence[int], *, name: str, progress: ProgressCallback | None = None
-    ) -> EpisodicMemory:
+        self,
+        token_ids: Sequence[int],
+        *,
+        name: str,
+        folder: Path | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> tuple[EpisodicMemory, float | None]:
+        """A memory of a text, and the seconds that reading it took; None if it went on from before.
+
+        Args:
+            folder: where it is kept if it does not fit into RAM.
+
+        Raises:
+            SourceError: it fits neither into RAM nor onto the disk.
+        """
         lm = self._lm
-        check_fits(4 * len(token_ids), lm.geometry, name=name)
-        memory = lm.memory(config=self._config)
-        read_tokens(
-            lm.model, lm.cache(memory), token_ids, chunk_tokens=self._resolved.chunk_tokens, progress=progress
-        )
-        return memory
+        begun = time.perf_counter()
+        try:
+            check_fits(4 * len(token_ids), lm.geometry, name=name)
+            memory = lm.memory(config=self._config)
+        except SourceError as error:
+            if folder is None:
+                raise
+            if not folder.exists():
+                _check_disk(len(token_ids) * lm.geometry.kv_bytes_per_token, folder, error)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            memory = lm.memory(folder, self._config)
+        num_read = memory.num_tokens
+        try:
+            chunk_tokens, cache = self._resolved.chunk_tokens, lm.cache(memory)
+            read_tokens(lm.model, cache, token_ids[num_read:], chunk_tokens=chunk_tokens, progress=progress)
+        except BaseException:
+            memory.close()
+            raise
+        return memory, None if num_read else time.perf_counter() - begun
 
     def _with_passages(self, task: Task, sample: Sample, question: Question, layout: PromptFormat) -> Reply:
         """One question about what a search found for it."""
@@ -174,7 +205,7 @@ class Answerer:
         passages = self._passages(sample, question)
         text_ids, (ids,) = layout.cut(text_of(sample, passages), [question])
         kept = self._kept(task, layout, text_ids, [ids])
-        memory = self._read([*layout.opening, *kept], name=sample.sample_id)
+        memory, _ = self._read([*layout.opening, *kept], name=sample.sample_id)
         return self._reply(task, memory, ids, begun=begun, read_tokens=memory.num_tokens)
 
     def _passages(self, sample: Sample, question: Question) -> str:
@@ -237,6 +268,14 @@ class Answerer:
             }
             for one in self._lm.evidence(memory, trace, NUM_EVIDENCE)
         )
+
+
+def _check_disk(num_bytes: int, folder: Path, why: SourceError) -> None:
+    """Refuse a text that does not fit onto the disk either."""
+    there = next(one for one in folder.absolute().parents if one.exists())
+    free = shutil.disk_usage(there).free
+    if num_bytes > free:
+        raise SourceError(f"{why}, and {free / 1e9:.1f} GB on the disk of {there}") from why
 
 
 def _marked(tokens: Any, marks: list[float]) -> Any:

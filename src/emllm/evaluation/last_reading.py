@@ -1,42 +1,72 @@
 """The text that was read last, for rows that read it alike and only ask in other ways.
 
 Reading is nearly all that an evaluation costs. Rows that differ in nothing but how a question is answered
-(`config.ASKING`) share one reading where they stand side by side. This module does not know how a text is
-read, nor what is asked.
+(`config.ASKING`) share one reading where they stand side by side. A text that does not fit into RAM is read
+into a folder, which stays when the run is interrupted and is gone when the text has been dealt with. This
+module does not know how a text is read, nor what is asked.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
+import hashlib
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from emllm.config import ASKING, ResolvedConfig
 from emllm.memory import EpisodicMemory
 
-_Key = tuple[tuple[tuple[str, Any], ...], tuple[int, ...]]
+#: Reads a text, into this folder should RAM not suffice; also the seconds, None if part was read before.
+Read = Callable[[Path | None], tuple[EpisodicMemory, float | None]]
 
 
 class LastReading:
-    """At most one memory, with the seconds that reading it took. Nothing is written into it."""
+    """At most one memory, with the seconds that reading it took. Nothing is written into it.
 
-    def __init__(self) -> None:
-        self._key: _Key | None = None
+    Args:
+        place: a folder that is all its own, for texts that do not fit into RAM; None: there is none.
+    """
+
+    def __init__(self, place: Path | None = None) -> None:
+        self.place = place
+        self._key: str | None = None
         self._memory: EpisodicMemory | None = None
-        self._seconds = 0.0
+        self._seconds: float | None = None
 
     def of(
-        self, config: ResolvedConfig, token_ids: Sequence[int], read: Callable[[], EpisodicMemory]
-    ) -> tuple[EpisodicMemory, float]:
+        self, config: ResolvedConfig, token_ids: Sequence[int], read: Read
+    ) -> tuple[EpisodicMemory, float | None]:
         """The memory of a text read with these settings, and the seconds; the one before is let go first."""
-        key = _reading_alone(config), tuple(token_ids)
+        key = _key_of(config, token_ids)
         if self._key != key or self._memory is None:
-            self._key = self._memory = None
-            begun = time.perf_counter()
-            memory = read()
-            self._key, self._memory, self._seconds = key, memory, time.perf_counter() - begun
+            self.close()
+            self._delete_all_but(key)
+            self._memory, self._seconds = read(None if self.place is None else self.place / key)
+            self._key = key
         return self._memory, self._seconds
+
+    def close(self) -> None:
+        """Let go of the memory; its folder stays for whoever asks for the same text."""
+        memory, self._memory, self._key = self._memory, None, None
+        if memory is not None:
+            memory.close()
+
+    def discard(self) -> None:
+        """Let go of the memory, and of every folder."""
+        self.close()
+        self._delete_all_but("")
+        if self.place is not None and self.place.exists():
+            self.place.rmdir()
+
+    def _delete_all_but(self, key: str) -> None:
+        if self.place is not None and self.place.exists():
+            for folder in self.place.iterdir():
+                if folder.name != key:
+                    shutil.rmtree(folder)
 
 
 def asked_with(memory: EpisodicMemory, config: ResolvedConfig) -> EpisodicMemory:
@@ -44,6 +74,13 @@ def asked_with(memory: EpisodicMemory, config: ResolvedConfig) -> EpisodicMemory
     fork = memory.fork()
     fork.config = dataclasses.replace(fork.config, **{name: getattr(config, name) for name in ASKING})
     return fork
+
+
+def _key_of(config: ResolvedConfig, token_ids: Sequence[int]) -> str:
+    """A name for a text read with these settings, whatever else is asked of it."""
+    digest = hashlib.sha256(repr(_reading_alone(config)).encode())
+    digest.update(np.asarray(token_ids, dtype=np.int64).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _reading_alone(config: ResolvedConfig) -> tuple[tuple[str, Any], ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,9 @@ from emllm.lm import EpisodicLM
 from emllm.reading import ProgressCallback, ReadProgress
 
 OnStep = Callable[[Step], None]
+
+#: In a run's folder, while it lasts: the memory of a text that does not fit into RAM.
+READING = "reading"
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class Run:
             num_samples=wishes.num_samples,
             seed=wishes.seed,
         )
-        last = LastReading()
-        self._answerers = {row.name: Answerer(lm, row, wishes.settings, last) for row in wishes.rows}
+        self._last = LastReading()
+        self._answerers = {row.name: Answerer(lm, row, wishes.settings, self._last) for row in wishes.rows}
 
     def into(self, path: Path) -> RunFolder:
         """Run what is not in the folder yet; answers with the folder, closed.
@@ -94,7 +98,8 @@ class Run:
             StoreError: the folder cannot be written; what was written before is as it was.
         """
         plan, num_samples = self._plan()
-        with RunFolder(path, self._described(num_samples)) as folder:
+        self._last.place = path / READING
+        with RunFolder(path, self._described(num_samples)) as folder, closing(self._last):
             _check_same_samples(plan, folder)
             if self._wishes.retry_failed:
                 folder.forget_failed(plan)
@@ -109,6 +114,7 @@ class Run:
                     task, {k: one for k, one in to_do.items() if k.task == task.name}, folder, pace
                 )
             folder.finish()
+            self._last.discard()
         return folder
 
     def _plan(self) -> tuple[Plan, dict[str, int]]:
