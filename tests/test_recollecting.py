@@ -39,7 +39,7 @@ def asked(lm, memory):
     read_tokens(lm.model, lm.cache(fork), prompt[:-num_template], chunk_tokens=32)
     head, tail = memory.documents[0].start, memory.documents[-1].stop
     outline = Outline.of(fork, head_stop=head, tail_start=tail, question_start=memory.num_tokens)
-    passages = lm.asking.passages(fork, trace, prompt[:-num_template], outline.unranked)
+    passages = lm.asking.passages(fork, trace, prompt[:-num_template], outline)
     return [*lm.asking.context(fork, passages, outline), *prompt], head, prompt
 
 
@@ -183,7 +183,9 @@ def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
     question = lm.chat_format.question(QUESTION, is_first=True)
     read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
     before = [one.event for one in trace.strongest(256)]
-    passages = lm.asking.passages(fork, trace, question, unranked)
+    num_tokens = memory.num_tokens
+    outline = Outline(1, num_tokens, unranked, range(num_tokens, num_tokens))
+    passages = lm.asking.passages(fork, trace, question, outline)
     known, log = fork.recallable_spans(), fork.token_ids().tolist()
     spans = [
         *((known[max(one - 1, 0), 0], known[min(one + 1, len(known) - 1), 1]) for one in before[:5]),
@@ -198,9 +200,33 @@ def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
     assert passages.unranked == tuple(
         one for one, nats in zip(unranked, surprises[5:], strict=True) if nats <= most
     )
-    after = [one.event for one in trace.strongest(256)]
-    assert after == [*passages.events, *(event for event in before if event not in passages.events)]
+    assert [one.event for one in trace.strongest(256)] == passages.events
+    assert trace.unranked == passages.unranked
     assert fork.token_ids().tolist() == log
+
+
+def test_a_long_question_is_no_passage_of_its_own_and_an_earlier_turn_not_the_measure(lm, monkeypatch):
+    monkeypatch.setattr("emllm.recollecting.RERANK_NATS", 0.0)
+    memory = read(lm, rerank_events=5)
+    turn_start = memory.num_tokens
+    read_tokens(
+        lm.model, lm.cache(memory), lm.chat_format.question(STORY[:300], is_first=True), chunk_tokens=32
+    )
+    start = memory.num_tokens
+    trace = memory.trace_recall()
+    question = lm.chat_format.question(STORY[:300], is_first=False)
+    read_tokens(lm.model, lm.cache(memory), question, chunk_tokens=32)
+    outline = Outline.of(memory, head_stop=1, tail_start=turn_start, question_start=start)
+    assert outline.text_stop == turn_start and outline.conversation.stop == start
+    assert turn_start < outline.conversation.start  # some of the turn has left the local window
+    known = memory.recallable_spans()
+    assert known[-1, 0] >= start  # and some of the question too
+    monkeypatch.setattr(
+        lm.asking.__class__, "_surprise_after", lambda self, memory, low, high, ids: -float(low)
+    )
+    passages = lm.asking.passages(memory, trace, question, outline)
+    assert passages.events and (known[passages.events, 0] < outline.conversation.start).all()
+    assert (known[passages.events, 0] < turn_start).any() or passages.unranked
 
 
 def test_where_nothing_is_reranked_the_consensus_is_read_again(lm):
@@ -211,7 +237,8 @@ def test_where_nothing_is_reranked_the_consensus_is_read_again(lm):
     read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
     before = trace.strongest(256)
     ends = (range(1, 4), range(memory.num_tokens - 9, memory.num_tokens))
-    passages = lm.asking.passages(fork, trace, question, ends)
+    outline = Outline(1, memory.num_tokens, ends, range(memory.num_tokens, memory.num_tokens))
+    passages = lm.asking.passages(fork, trace, question, outline)
     assert passages == Passages([one.event for one in before], ends)
     assert trace.strongest(256) == before
 
@@ -302,7 +329,7 @@ def test_a_later_turn_is_answered_with_the_conversation_in_view(lm):
     read_tokens(lm.model, lm.cache(memory), prompt, chunk_tokens=32)
     head = memory.documents[0].start
     outline = Outline.of(memory, head_stop=head, tail_start=documents_stop, question_start=start)
-    passages = lm.asking.passages(memory, trace, prompt, outline.unranked)
+    passages = lm.asking.passages(memory, trace, prompt, outline)
     context = [*lm.asking.context(memory, passages, outline), *prompt]
     tail = memory.token_ids(max(documents_stop, memory.num_tokens - SMALL.local_tokens)).tolist()
     assert context[-len(tail) :] == tail and len(tail) > len(prompt)

@@ -14,20 +14,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Evidence:
-    """A recalled event that carried an answer.
+    """A passage that carried an answer: a recalled event, or what of the text every layer sees unrecalled.
 
     Attributes:
-        event: index of the event in time order.
+        event: index of the event in time order; None of the beginning and the end of the text, which no layer
+            ranks.
         start: first token in the log.
         stop: first token after it.
         document: name of the document that it is in, or None.
         position: where in the document it begins, from 0 to 1; None outside documents.
         text: what it says.
-        score: standard deviations above the mean event, averaged over the layers.
+        score: standard deviations above the mean event, averaged over the layers; 0 of what is not ranked.
         layers: in how many layers it was recalled.
     """
 
-    event: int
+    event: int | None
     start: int
     stop: int
     document: str | None

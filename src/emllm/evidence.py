@@ -1,4 +1,4 @@
-"""What carried an answer: the events of a trace, with their texts and places.
+"""What carried an answer: the passages of a trace, with their texts and places.
 
 This module does not know how an answer is made or shown.
 """
@@ -10,31 +10,34 @@ from typing import Any
 
 from emllm.answers import Evidence
 from emllm.memory import EpisodicMemory
-from emllm.recall.trace import RecallTrace
+from emllm.recall.trace import RecalledEvent, RecallTrace
 
 
 def evidence_of(
     memory: EpisodicMemory, trace: RecallTrace, limit: int, decode: Callable[[Any], str]
 ) -> tuple[Evidence, ...]:
-    """The strongest events of a trace, at most `limit` of them, with their texts and places.
+    """The strongest events of a trace, then what it has that no layer ranks, with their texts and places.
 
     Args:
+        limit: of events.
         decode: text of token ids.
     """
+
+    def passage(start: int, stop: int, recalled: RecalledEvent | None = None) -> Evidence:
+        place = memory.place(start)
+        return Evidence(
+            event=None if recalled is None else recalled.event,
+            start=start,
+            stop=stop,
+            document=None if place is None else place[0],
+            position=None if place is None else place[1],
+            text=decode(memory.token_ids(start, stop)),
+            score=0.0 if recalled is None else recalled.score,
+            layers=0 if recalled is None else recalled.layers,
+        )
+
     found = []
     for recalled in trace.strongest(limit):
         event = memory.event(recalled.event)
-        place = memory.place(event.start)
-        found.append(
-            Evidence(
-                event=recalled.event,
-                start=event.start,
-                stop=event.stop,
-                document=None if place is None else place[0],
-                position=None if place is None else place[1],
-                text=decode(memory.token_ids(event.start, event.stop)),
-                score=recalled.score,
-                layers=recalled.layers,
-            )
-        )
-    return tuple(found)
+        found.append(passage(event.start, event.stop, recalled))
+    return (*found, *(passage(one.start, one.stop) for one in trace.unranked))

@@ -41,13 +41,15 @@ class Outline:
 
     Attributes:
         text_start: what leads to the text ends there.
+        text_stop: what is said about the text begins there.
         unranked: the beginning of the text, where some of it is among the sinks, with the event that follows,
             and its end, from where the last event ends that has left the local window. Every layer attends to
             sinks and local window as they are, so no recall can bring them back.
-        conversation: what was said so far, before the question.
+        conversation: what was said so far, before the question, from where it has not left the local window.
     """
 
     text_start: int
+    text_stop: int
     unranked: tuple[range, ...]
     conversation: range
 
@@ -61,19 +63,19 @@ class Outline:
             tail_start: where the conversation so far begins; what has left the local window is recalled.
             question_start: where the question begins.
         """
-        text_start = min(head_stop, memory.geometry.trained_tokens // 4)
+        text_start = min(head_stop, memory.geometry.trained_tokens // 4, question_start)
+        text_stop = max(min(tail_start, question_start), text_start)
         sinks_stop = min(max(text_start, memory.config.sink_tokens), question_start)
         known = memory.recallable_spans()
         recent_start = max(int(known[-1, 1]) if len(known) else 0, sinks_stop)
-        left_at = max(tail_start, memory.num_tokens - memory.config.local_tokens)
-        tail_start = max(min(left_at, max(tail_start, recent_start), question_start), sinks_stop)
+        tail_start = max(min(max(tail_start, recent_start), question_start), sinks_stop)
         unranked = []
         if text_start < sinks_stop:
             stop = max(int(known[0, 1]) if len(known) else 0, sinks_stop)
             unranked.append(range(text_start, min(stop, tail_start)))
         if recent_start < tail_start:
             unranked.append(range(recent_start, tail_start))
-        return cls(text_start, tuple(unranked), range(tail_start, question_start))
+        return cls(text_start, text_stop, tuple(unranked), range(tail_start, question_start))
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Asking:
         """Read a question into a memory, and generate the answer.
 
         What leads from the question to the answer is read into the memory after the answer, so that the first
-        token need not wait for it; where nothing is kept, never.
+        token need not wait for it, and never where nothing is kept; unless the prompt goes on after it.
 
         Args:
             trace: of the memory, which records what is recalled for the question.
@@ -150,13 +152,13 @@ class Asking:
             memory.trace_recall(trace)
             self._read(memory, prompt_ids[template.stop :])
             unread = ()
-        outline = Outline.of(
-            memory, head_stop=head_stop, tail_start=tail_start, question_start=question_start
-        )
-        passages = self.passages(memory, trace, question, outline.unranked)
-        context = [*self.context(memory, passages, outline), *prompt_ids]
         answer_ids: list[int] = []
         try:
+            outline = Outline.of(
+                memory, head_stop=head_stop, tail_start=tail_start, question_start=question_start
+            )
+            passages = self.passages(memory, trace, question, outline)
+            context = [*self.context(memory, passages, outline), *prompt_ids]
             fresh = self.fresh(MemoryConfig.preset("full", chunk_tokens=memory.config.chunk_tokens))
             for token in self._generate(fresh, context, choose, max_new_tokens):
                 answer_ids.append(token)
@@ -178,32 +180,37 @@ class Asking:
         return trace
 
     def passages(
-        self,
-        memory: EpisodicMemory,
-        trace: RecallTrace,
-        question: Sequence[int],
-        unranked: tuple[range, ...],
+        self, memory: EpisodicMemory, trace: RecallTrace, question: Sequence[int], outline: Outline
     ) -> Passages:
         """The events that are worth reading again for a question, and what else of the text.
 
         The strongest of the trace in order of how little the question surprises after each: the surprise of
         all its ids together, in nats, after the event with its neighbours as they would be read again. What
-        surprises by `RERANK_NATS` more than the best is left out: beside a passage that fits, others that are
-        like it mislead a small model, and so does what was read last. The trace is told of the order.
+        surprises by `RERANK_NATS` more than the best of the text is left out: beside a passage that fits,
+        others that are like it mislead a small model, and so does what was read last. An earlier turn of the
+        conversation, in which the same may have been asked, does not make the text superfluous. The trace is
+        told what is left.
         """
-        events = [one.event for one in trace.strongest(memory.config.rerank_events or _NUM_RANKED)]
+        limit = memory.config.rerank_events or _NUM_RANKED
+        known = memory.recallable_spans()
+        before = outline.conversation.start
+        events = [one.event for one in trace.strongest(limit) if known[one.event, 0] < before]
+        unranked = outline.unranked
         if not memory.config.rerank_events or len(events) + len(unranked) < 2 or not question:
             return Passages(events, unranked)
-        known = memory.recallable_spans()
         spans = [
             (int(known[max(event - REACH, 0), 0]), int(known[min(event + REACH, len(known) - 1), 1]))
             for event in events
         ] + [(one.start, one.stop) for one in unranked]
-        nats = np.array([self._surprise_after(memory, *span, question) for span in spans])
-        is_kept = nats <= nats.min() + RERANK_NATS
+        nats = np.array(
+            [self._surprise_after(memory, start, min(stop, before), question) for start, stop in spans]
+        )
+        is_text = np.array([known[event, 0] < outline.text_stop for event in events] + [True] * len(unranked))
+        is_kept = nats <= nats[is_text].min(initial=np.inf) + RERANK_NATS
         kept = [events[i] for i in np.argsort(nats[: len(events)], kind="stable") if is_kept[i]]
-        trace.put_first(kept)
-        return Passages(kept, tuple(compress(unranked, is_kept[len(events) :])))
+        passages = Passages(kept, tuple(compress(unranked, is_kept[len(events) :])))
+        trace.choose(passages.events, passages.unranked)
+        return passages
 
     def _surprise_after(
         self, memory: EpisodicMemory, start: int, stop: int, question: Sequence[int]
@@ -222,11 +229,12 @@ class Asking:
         """
         known = memory.recallable_spans()
         others = [*passages.unranked, outline.conversation]
+        taken = sum(len(_kept(memory, one.start, one.stop)) for one in others)
         budget = memory.config.recollect_tokens
         events = events_to_reread(
             passages.events,
             known[:, 1] - known[:, 0],
-            budget_tokens=max(budget - sum(map(len, others)), budget // 2),
+            budget_tokens=max(budget - taken, budget // 2),
         )
         spans = [
             (0, outline.text_start),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny_suite
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from emllm.evaluation.answering import Answerer
 from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.prompts import prompt_format, text_of, until_stop, without_middle
 from emllm.evaluation.rows import ROWS, Row
+from emllm.evaluation.run import READING, Run
 from emllm.evaluation.samples import Question, Sample
 
 FULL, MEMORY, WINDOW = ROWS["full"], Row("mine"), ROWS["streaming-llm"]
@@ -308,3 +310,27 @@ def test_a_text_that_does_not_fit_onto_the_disk_either_is_refused_before_it_is_r
     with pytest.raises(SourceError, match=r"does not fit, and 0\.0 GB on the disk of"):
         Answerer(lm, MEMORY, SMALL, LastReading(tmp_path / "reading")).answer(task(), sample(1))
     assert not (tmp_path / "reading").exists()
+
+
+def test_an_interrupted_run_goes_on_within_a_text_and_leaves_no_folder_when_it_is_done(
+    lm, no_room, tmp_path, monkeypatch
+):
+    tiny_suite.install(monkeypatch)
+    wanted = tiny_suite.wishes([task()], [MEMORY], limit=2)
+    whole = Run(lm, wanted).into(tmp_path / "whole")
+    steps = []
+
+    def interrupt(step):
+        steps.append(step)
+        if len(steps) == 7:
+            raise Broken
+
+    with pytest.raises(Broken):
+        Run(lm, wanted, on_step=interrupt).into(tmp_path / "run")
+    (folder,) = (tmp_path / "run" / READING).iterdir()
+    with lm.memory(folder, read_only=True) as begun:
+        num_read = begun.num_tokens
+    assert num_read > 0
+    again = Run(lm, wanted).into(tmp_path / "run")
+    assert again.results == whole.results
+    assert not (tmp_path / "run" / READING).exists() and not (tmp_path / "whole" / READING).exists()

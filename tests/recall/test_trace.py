@@ -51,15 +51,13 @@ def test_the_strongest_come_first_and_no_more_than_asked_for(rows, limit):
 
 
 @given(score_lists, st.permutations(range(6)), st.integers(0, 6), st.integers(0, 8))
-def test_what_is_put_first_comes_first_and_the_others_keep_their_order(rows, order, num_first, limit):
+def test_what_was_chosen_alone_is_strongest_in_its_order_and_with_its_scores(rows, order, num_chosen, limit):
     trace = traced(rows)
-    before = trace.strongest(6)
-    first = [event for event in order[:num_first] if event in {one.event for one in before}]
-    trace.put_first(first)
-    rest = [one.event for one in before if one.event not in first]
-    found = trace.strongest(limit)
-    assert [one.event for one in found] == [*first, *rest][:limit]
-    assert {one.event: one for one in trace.strongest(6)} == {one.event: one for one in before}
+    before = {one.event: one for one in trace.strongest(6)}
+    chosen = [event for event in order[:num_chosen] if event in before]
+    trace.choose(chosen, [range(3, 9)])
+    assert trace.strongest(limit) == [before[event] for event in chosen][:limit]
+    assert trace.unranked == (range(3, 9),)
 
 
 def test_an_event_counts_the_layers_that_recalled_it_each_once():

@@ -28,7 +28,8 @@ def show_evidence(lm: EpisodicLM, memory: EpisodicMemory, answered: Answer) -> N
     num_layers = sum(layer.window_tokens is None for layer in lm.geometry.layers)
     say("Recalled, strongest first:")
     for rank, item in enumerate(answered.evidence, start=1):
-        say(f"{rank:>3}. {_place(item)}, strength {item.score:.1f}, in {item.layers} of {num_layers} layers")
+        how = f"strength {item.score:.1f}, in {item.layers} of {num_layers} layers"
+        say(f"{rank:>3}. {_place(item)}, {how if item.event is not None else 'in view of every layer'}")
         say(f"     {one_line(item.text, width=columns() - 5)}")
 
 

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from emllm.config import UNLIMITED_TOKENS
-from emllm.errors import SourceError
+from emllm.errors import SourceError, StoreError
 from emllm.evaluation.last_reading import LastReading, asked_with
 from emllm.evaluation.prompts import PromptFormat, prompt_format, text_of, until_stop, without_middle
 from emllm.evaluation.rows import Row, attended_tokens
@@ -28,7 +28,9 @@ from emllm.evaluation.wishes import PERPLEXITY
 from emllm.generation import text_pieces
 from emllm.lm import EpisodicLM
 from emllm.memory import EpisodicMemory
+from emllm.models.outline import Outline
 from emllm.models.sampling import make_chooser
+from emllm.needs import Needs, Workload
 from emllm.reading import ProgressCallback, check_fits, read_tokens
 from emllm.recall.trace import RecallTrace
 
@@ -180,24 +182,33 @@ class Answerer:
         """
         lm = self._lm
         begun = time.perf_counter()
-        try:
-            check_fits(4 * len(token_ids), lm.geometry, name=name)
-            memory = lm.memory(config=self._config)
-        except SourceError as error:
-            if folder is None:
-                raise
-            if not folder.exists():
-                _check_disk(len(token_ids) * lm.geometry.kv_bytes_per_token, folder, error)
-                folder.parent.mkdir(parents=True, exist_ok=True)
-            memory = lm.memory(folder, self._config)
+        memory = self._empty(len(token_ids), name, folder)
         num_read = memory.num_tokens
         try:
             chunk_tokens, cache = self._resolved.chunk_tokens, lm.cache(memory)
             read_tokens(lm.model, cache, token_ids[num_read:], chunk_tokens=chunk_tokens, progress=progress)
         except BaseException:
-            memory.close()
+            with suppress(StoreError):  # what is told is why it ended
+                memory.close()
             raise
         return memory, None if num_read else time.perf_counter() - begun
+
+    def _empty(self, num_tokens: int, name: str, folder: Path | None) -> EpisodicMemory:
+        """A memory for a text: in RAM, in a folder where it does not fit, or what the folder holds of it."""
+        lm = self._lm
+        if folder is None or not folder.exists():
+            try:
+                check_fits(4 * num_tokens, lm.geometry, name=name)
+                return lm.memory(config=self._config)
+            except SourceError as error:
+                if folder is None:
+                    raise
+                self._last.discard()
+                outline = Outline(lm.geometry, 0, 0, 0, 0)  # what a folder takes does not hang on the rest
+                needs = Needs(outline, self._resolved, Workload(num_tokens, num_tokens, 1.0))
+                _check_disk(needs.disk_bytes(self._resolved.codec), folder, error)
+                folder.parent.mkdir(parents=True)
+        return lm.memory(folder, self._config)
 
     def _with_passages(self, task: Task, sample: Sample, question: Question, layout: PromptFormat) -> Reply:
         """One question about what a search found for it."""

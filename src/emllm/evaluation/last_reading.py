@@ -2,8 +2,8 @@
 
 Reading is nearly all that an evaluation costs. Rows that differ in nothing but how a question is answered
 (`config.ASKING`) share one reading where they stand side by side. A text that does not fit into RAM is read
-into a folder, which stays when the run is interrupted and is gone when the text has been dealt with. This
-module does not know how a text is read, nor what is asked.
+into a folder, which stays when the run is interrupted, until another such text is read or the run is done.
+This module does not know how a text is read, nor what is asked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ class LastReading:
         key = _key_of(config, token_ids)
         if self._key != key or self._memory is None:
             self.close()
-            self._delete_all_but(key)
             self._memory, self._seconds = read(None if self.place is None else self.place / key)
             self._key = key
         return self._memory, self._seconds
@@ -58,15 +57,8 @@ class LastReading:
     def discard(self) -> None:
         """Let go of the memory, and of every folder."""
         self.close()
-        self._delete_all_but("")
         if self.place is not None and self.place.exists():
-            self.place.rmdir()
-
-    def _delete_all_but(self, key: str) -> None:
-        if self.place is not None and self.place.exists():
-            for folder in self.place.iterdir():
-                if folder.name != key:
-                    shutil.rmtree(folder)
+            shutil.rmtree(self.place)
 
 
 def asked_with(memory: EpisodicMemory, config: ResolvedConfig) -> EpisodicMemory:

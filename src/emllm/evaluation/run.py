@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from emllm.errors import MissingExtraError, SourceError
+from emllm.errors import MissingExtraError, SourceError, StoreError
 from emllm.evaluation.answering import Answerer
 from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.pace import Pace, Step
@@ -212,12 +212,13 @@ class Run:
 
         Raises:
             MemoryError: the sample exceeds this machine; another start may have more.
+            StoreError: a text is read into a folder, and the disk is full or fails.
             MissingExtraError: the row or the metric needs something that is not installed.
         """
         try:
             outcome = self._answerers[row.name].answer(task, sample, progress=progress)
             result = result_line(task, index, sample, row.name, outcome)
-        except (MemoryError, MissingExtraError):
+        except (MemoryError, MissingExtraError, StoreError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is written down
             return (

@@ -6,8 +6,8 @@ events stand or how they are attended to.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class LayerRanking:
             num_new: tokens of the chunk.
             scaling: factor on the logits.
         """
-        turned = partial(self._turned, view=view, num_new=num_new)
+        turned = functools.partial(self._turned, view=view, num_new=num_new)
         scores, candidates = self._scores(log, view, query, turned, num_new, scaling)
         recalled, staged.queue = select_events(
             scores,
@@ -154,13 +154,16 @@ class LayerRanking:
 
     def _keys_of(self, log: Log) -> KeysOf:
         """The keys of all tokens that may be recalled, a span at a time."""
-        token_idx = self._events.token_idx(range(self._events.num_recallable))
-        geometry, layer_idx = self._geometry, self._layer_idx
+        events, geometry, layer_idx = self._events, self._geometry, self._layer_idx
+
+        @functools.cache
+        def token_idx() -> NDArray[np.int64]:
+            return events.token_idx(range(events.num_recallable))
 
         def keys_of(start: int, stop: int) -> Tensor:
             shape = (stop - start, geometry.num_kv_heads, geometry.head_dim)
             keys = torch.empty(shape, dtype=log.shapes[layer_idx].dtype, device=geometry.device)
-            log.gather(layer_idx, token_idx[start:stop], keys=keys, values=None)
+            log.gather(layer_idx, token_idx()[start:stop], keys=keys, values=None)
             return keys.transpose(0, 1)
 
         return keys_of

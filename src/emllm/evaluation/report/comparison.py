@@ -76,7 +76,10 @@ class Comparison:
         records = [record for row in self.rows_of(task) for record in self.records[task, row]]
         answered = [record for record in records if record.score is not None]
         several = any(len(record.answers) > 1 for record in answered)
-        return several and len({record.sample for record in records}) == 1 and not self.is_perplexity(task)
+        is_one = (
+            len({record.sample for record in records}) == 1 and self.tasks[task].get("num_samples", 1) == 1
+        )
+        return several and is_one and not self.is_perplexity(task)
 
     def drawn(self, task: str, row: str) -> dict[str, float]:
         """What intervals rest on: scores of the samples that the row answered, or of one text's questions."""

@@ -112,7 +112,8 @@ def difference_section(comparison: Comparison, figures: Figures) -> Section:
     marked = sum(bool(it.verdict) for it in found)
     open_to_marks = sum(it.can_be_marked for it in found)
     plain = (
-        "Points, row minus reference, over the samples that both answered (pairs), with the interval of a "
+        "Points, row minus reference, over the samples that both answered (pairs; of one text alone, over "
+        "its questions), with the interval of a "
         f"paired bootstrap. ▲ better and ▼ worse: the interval leaves out 0. Fewer than {MIN_PAIRS} pairs "
         f"are never marked, nor an average with a task of one pair. {marked} of "
         f"{plural(len(found), 'difference')} marked; {open_to_marks} could be, and without any true "
