@@ -72,7 +72,10 @@ def test_evidence_lies_in_the_document_and_says_what_the_log_says(lm, memory):
     for item in evidence:
         assert item.document == "story" and 0 <= item.position < 1
         assert item.text == lm.chat_format.decode(memory.token_ids(item.start, item.stop))
-    assert [item.score for item in evidence] == sorted((item.score for item in evidence), reverse=True)
+        is_ranked = item.event is not None
+        assert (item.score > 0) == (item.layers > 0) == is_ranked
+    assert len({(item.start, item.stop) for item in evidence}) == len(evidence) <= 5
+    assert len(lm.ask(memory, "Who was sad?", sampling=SHORT, num_evidence=1).evidence) == 1
 
 
 def test_a_turn_of_a_conversation_stays_in_the_memory(lm, memory):

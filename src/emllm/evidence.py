@@ -16,10 +16,9 @@ from emllm.recall.trace import RecalledEvent, RecallTrace
 def evidence_of(
     memory: EpisodicMemory, trace: RecallTrace, limit: int, decode: Callable[[Any], str]
 ) -> tuple[Evidence, ...]:
-    """The strongest events of a trace, then what it has that no layer ranks, with their texts and places.
+    """What was chosen of a trace, or its strongest events, at most `limit`, with their texts and places.
 
     Args:
-        limit: of events.
         decode: text of token ids.
     """
 
@@ -36,8 +35,14 @@ def evidence_of(
             layers=0 if recalled is None else recalled.layers,
         )
 
-    found = []
-    for recalled in trace.strongest(limit):
-        event = memory.event(recalled.event)
-        found.append(passage(event.start, event.stop, recalled))
-    return (*found, *(passage(one.start, one.stop) for one in trace.unranked))
+    def event(recalled: RecalledEvent) -> Evidence:
+        found = memory.event(recalled.event)
+        return passage(found.start, found.stop, recalled)
+
+    if trace.chosen is None:
+        return tuple(map(event, trace.strongest(limit)))
+    known = {one.event: one for one in trace.strongest(len(trace.chosen))}
+    return tuple(
+        passage(one.start, one.stop) if isinstance(one, range) else event(known[one])
+        for one in trace.chosen[:limit]
+    )

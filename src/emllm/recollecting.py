@@ -207,10 +207,10 @@ class Asking:
         )
         is_text = np.array([known[event, 0] < outline.text_stop for event in events] + [True] * len(unranked))
         is_kept = nats <= nats[is_text].min(initial=np.inf) + RERANK_NATS
-        kept = [events[i] for i in np.argsort(nats[: len(events)], kind="stable") if is_kept[i]]
-        passages = Passages(kept, tuple(compress(unranked, is_kept[len(events) :])))
-        trace.choose(passages.events, passages.unranked)
-        return passages
+        order = [i for i in np.argsort(nats, kind="stable") if is_kept[i]]
+        trace.choose([[*events, *unranked][i] for i in order])
+        kept = [events[i] for i in order if i < len(events)]
+        return Passages(kept, tuple(compress(unranked, is_kept[len(events) :])))
 
     def _surprise_after(
         self, memory: EpisodicMemory, start: int, stop: int, question: Sequence[int]

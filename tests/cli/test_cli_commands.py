@@ -23,7 +23,7 @@ class TestAsk:
     def test_the_answer_is_followed_by_the_recalled_events(self, run, story: Path, model) -> None:
         ended = run("ask", story, "Who has a dog?", *model, *SHORT, "--evidence", 2)
         assert ended.code == 0
-        answer, evidence = ended.out.split("Recalled, strongest first:")
+        answer, evidence = ended.out.split("Recalled, best first:")
         assert answer.strip()
         lines = evidence.strip().splitlines()
         assert len(lines) == 4

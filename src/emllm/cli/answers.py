@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def show_evidence(lm: EpisodicLM, memory: EpisodicMemory, answered: Answer) -> None:
-    """Print the recalled events, strongest first, or why there are none."""
+    """Print the passages that carried an answer, best first, or why there are none."""
     if not answered.evidence:
         whole = memory.config.recall_tokens > 0
         say(
@@ -26,7 +26,7 @@ def show_evidence(lm: EpisodicLM, memory: EpisodicMemory, answered: Answer) -> N
         )
         return
     num_layers = sum(layer.window_tokens is None for layer in lm.geometry.layers)
-    say("Recalled, strongest first:")
+    say("Recalled, best first:")
     for rank, item in enumerate(answered.evidence, start=1):
         how = f"strength {item.score:.1f}, in {item.layers} of {num_layers} layers"
         say(f"{rank:>3}. {_place(item)}, {how if item.event is not None else 'in view of every layer'}")

@@ -205,9 +205,8 @@ class RecallTrace:
         self._standings: dict[int, LayerStanding] = {}
         self._layers: dict[int, set[int]] = {}
         self._usual: RecallTrace | None = None
-        self._chosen: list[int] | None = None
-        #: Spans of the log that no layer ranks and that were read again all the same.
-        self.unranked: tuple[range, ...] = ()
+        #: See `choose`; None where nobody chose.
+        self.chosen: tuple[int | range, ...] | None = None
 
     def add(
         self,
@@ -228,13 +227,13 @@ class RecallTrace:
         """What this other trace holds is no evidence: it is recalled whatever is asked."""
         self._usual = usual
 
-    def choose(self, events: Sequence[int], unranked: Sequence[range] = ()) -> None:
-        """These events alone are the strongest, in this order, as somebody found who looked at them closely.
+    def choose(self, passages: Sequence[int | range]) -> None:
+        """These alone are the strongest, in this order, as somebody found who looked at them closely.
 
         Args:
-            unranked: what else was found that no layer ranks.
+            passages: events, and spans of the log that no layer ranks.
         """
-        self._chosen, self.unranked = list(events), tuple(unranked)
+        self.chosen = tuple(passages)
 
     def standing(self, layer_idx: int) -> NDArray[np.float32]:
         """Mean standardised score of each event in the recalls of a layer, its habit not taken off."""
@@ -257,8 +256,8 @@ class RecallTrace:
     def strongest(self, limit: int) -> list[RecalledEvent]:
         """The recalled events that all layers together found most similar, strongest first.
 
-        Where none is beyond what is usual, nothing but habit is taken off: something was recalled. Where some
-        were chosen, those and in that order.
+        Where none is beyond what is usual, nothing but habit is taken off: something was recalled. Where
+        somebody chose, the events that were chosen and in that order.
         """
         recalled = np.array(sorted(self._layers), dtype=np.int64)
         totals = self.totals
@@ -266,8 +265,8 @@ class RecallTrace:
             totals = self._beyond(None)
         num_recalls = sum(layer.num_recalls for layer in self._standings.values())
         order = recalled[np.argsort(-totals[recalled], kind="stable")]
-        if self._chosen is not None:
-            order = np.array(self._chosen, dtype=np.int64)
+        if self.chosen is not None:
+            order = np.array([one for one in self.chosen if isinstance(one, int)], dtype=np.int64)
         return [
             RecalledEvent(int(i), float(totals[i]) / num_recalls, len(self._layers[int(i)]))
             for i in order[:limit]
