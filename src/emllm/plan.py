@@ -8,13 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from emllm.errors import InputError
 from emllm.needs import PROCESS_BYTES, Needs
 
 #: What CUDA and its libraries take on a GPU.
 CUDA_BYTES = 600_000_000
 #: Share of what is free that a plan spends.
 FREE_SHARE = 0.9
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists already.
+
+    Raises:
+        InputError: something else is in the way.
+    """
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: {folder.name} is no folder")
+    return folder
 
 
 @dataclass(frozen=True)

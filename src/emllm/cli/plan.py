@@ -71,6 +71,8 @@ def command(
     num_tokens = number_of_tokens(sources)
     if mean_event_tokens is not None and not 1 <= mean_event_tokens < MOST_TOKENS:
         raise ConfigError(f"mean-event-tokens must be a number >= 1, got {mean_event_tokens}")
+    from emllm.plan import existing_folder
+
     disk = shutil.disk_usage(existing_folder(into)).free
     documents = load_documents(sources) if num_tokens is None else []
     with working("measuring"):
@@ -116,20 +118,6 @@ def number_of_tokens(sources: list[str]) -> int | None:
     if not 1 <= tokens <= MOST_TOKENS:
         raise InputError(f"the number of tokens must be from 1 to {MOST_TOKENS:,}, got {found[0][0]}")
     return round(tokens)
-
-
-def existing_folder(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists already.
-
-    Raises:
-        InputError: something else is in the way.
-    """
-    folder = path.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: {folder.name} is no folder")
-    return folder
 
 
 def tokenised(located: Located, texts: list[str], *, names: list[str]) -> Text:

@@ -19,7 +19,7 @@ import typer
 
 from emllm.cli import options
 from emllm.cli.exits import INTERRUPTED, complain, on_interrupt
-from emllm.cli.plan import existing_folder, size
+from emllm.cli.plan import size
 from emllm.cli.settings import GivenSettings, with_settings
 from emllm.cli.sources import load_documents, opened_lm
 from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among
@@ -127,7 +127,7 @@ def check_disk(
         from emllm.config import MemoryConfig
         from emllm.models.outline import Located
         from emllm.needs import Needs, Workload
-        from emllm.plan import FREE_SHARE
+        from emllm.plan import FREE_SHARE, existing_folder
         from emllm.reading import BYTES_PER_TOKEN
 
         outline = Located(model).outline(device=device, dtype=dtype)

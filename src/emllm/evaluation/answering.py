@@ -31,6 +31,7 @@ from emllm.memory import EpisodicMemory
 from emllm.models.outline import Outline
 from emllm.models.sampling import make_chooser
 from emllm.needs import Needs, Workload
+from emllm.plan import existing_folder
 from emllm.reading import ProgressCallback, check_fits, read_tokens
 from emllm.recall.trace import RecallTrace
 
@@ -283,7 +284,7 @@ class Answerer:
 
 def _check_disk(num_bytes: int, folder: Path, why: SourceError) -> None:
     """Refuse a text that does not fit onto the disk either."""
-    there = next(one for one in folder.absolute().parents if one.exists())
+    there = existing_folder(folder)
     free = shutil.disk_usage(there).free
     if num_bytes > free:
         raise SourceError(f"{why}, and {free / 1e9:.1f} GB on the disk of {there}") from why
