@@ -75,6 +75,7 @@ def test_a_language_model_offers_these_methods():
         "from_pretrained",
         "geometry",
         "memory",
+        "prepare",
         "reread",
         "stream",
     ]

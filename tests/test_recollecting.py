@@ -15,9 +15,12 @@ from transformers import AutoModelForCausalLM
 from emllm import MemoryConfig
 from emllm.errors import ConfigError
 from emllm.generation import generate_tokens
+from emllm.memory.compacting import compact
 from emllm.models.sampling import make_chooser
 from emllm.reading import read_tokens
-from emllm.recollecting import Outline, Passages, recollects
+from emllm.recall.trace import Usual
+from emllm.recollecting import Asking, Outline, Passages, recollects
+from emllm.store.maintenance import copy
 
 SMALL = dataclasses.replace(stories.SMALL, recollect_tokens=80)
 QUESTION = "Who was sad?"
@@ -278,7 +281,8 @@ def test_what_a_neutral_question_recalls_is_taken_off_and_the_memory_is_as_befor
     fork = memory.fork()
     trace = fork.trace_recall()
     read_tokens(lm.model, lm.cache(fork), lm.asking.neutral, chunk_tokens=32)
-    assert usual.totals.any() and (usual.totals == trace.totals).all()
+    assert trace.totals.any()
+    assert all((usual.standing[layer_idx] == one).all() for layer_idx, one in trace.standing.items())
     trace.take_off(usual)
     assert not trace.totals.any() and memory.num_tokens == num_tokens
 
@@ -355,18 +359,78 @@ def test_a_way_to_recollect_that_does_not_exist_is_refused():
         MemoryConfig(recollect="sometimes")
 
 
-def test_the_neutral_question_is_asked_once_until_the_memory_reads_on_and_not_kept_longer_than_it(lm):
+def test_the_neutral_question_is_asked_once_until_the_memory_reads_on(lm):
     memory = lm.memory(config=SMALL)
     memory.read(STORY, name="story")
-    known = lm.asking.usual_at
-    known.clear()
-    for question in ("Who was sad?", "Where did she play?"):
-        lm.ask(memory, question, sampling=SHORT)
-    assert list(known) == [memory.moment]
-    assert lm.asking.usual(memory.fork()) is known[memory.moment]
-    before = known[memory.moment]
-    memory.read(STORY, name="again")
+    assert memory.moment.usual is None
     lm.ask(memory, "Who was sad?", sampling=SHORT)
-    assert list(known) == [memory.moment] and known[memory.moment] is not before
-    del memory
-    assert not known
+    usual = memory.moment.usual
+    assert usual is not None and usual is lm.asking.usual(memory.fork())
+    lm.ask(memory, "Where did she play?", sampling=SHORT)
+    assert memory.moment.usual is usual
+    memory.read(STORY, name="again")
+    assert memory.moment.usual is None
+    lm.ask(memory, "Who was sad?", sampling=SHORT)
+    assert memory.moment.usual is not usual
+
+
+def test_what_another_neutral_question_recalled_is_not_believed(lm):
+    memory = lm.memory(config=SMALL)
+    memory.read(STORY, name="story")
+    expected = lm.asking.usual(memory)
+    memory.moment.usual = Usual((*expected.asked, 1), {})
+    found = lm.asking.usual(memory)
+    assert found.asked == expected.asked
+    assert all((found.standing[i] == one).all() for i, one in expected.standing.items())
+
+
+def neutral_questions(monkeypatch):
+    """How often a neutral question is read from now on."""
+    asked = []
+    read = Asking._read
+
+    def noted(self, memory, token_ids):
+        asked.append(tuple(token_ids) == self.neutral)
+        read(self, memory, token_ids)
+
+    monkeypatch.setattr(Asking, "_read", noted)
+    return lambda: sum(asked)
+
+
+def test_a_memory_that_was_prepared_asks_no_neutral_question_when_it_is_opened(lm, tmp_path, monkeypatch):
+    with lm.memory(tmp_path / "m", SMALL) as memory:
+        memory.read(STORY, name="story")
+        lm.prepare(memory)
+        before = lm.ask(memory, "Who was sad?", sampling=SHORT)
+    count = neutral_questions(monkeypatch)
+    with lm.memory(tmp_path / "m", read_only=True) as memory:
+        after = lm.ask(memory, "Who was sad?", sampling=SHORT)
+        assert count() == 0
+    assert (after.text, after.evidence) == (before.text, before.evidence)
+    copy(tmp_path / "m", tmp_path / "copy")
+    compact(tmp_path / "copy")
+    with lm.memory(tmp_path / "copy", read_only=True) as memory:
+        assert lm.ask(memory, "Who was sad?", sampling=SHORT).text == before.text
+        assert count() == 0
+    with lm.memory(tmp_path / "m") as memory:
+        memory.read(STORY, name="again")
+    with lm.memory(tmp_path / "m", read_only=True) as memory:
+        lm.ask(memory, "Who was sad?", sampling=SHORT)
+        assert count() == 1
+
+
+def test_what_was_prepared_is_forgotten_with_a_document(lm, tmp_path):
+    with lm.memory(tmp_path / "m", SMALL) as memory:
+        memory.read(STORY, name="story")
+        memory.read(STORY[::-1], name="other")
+        lm.prepare(memory)
+        memory.forget("story")
+        assert memory.moment.usual is None
+        assert lm.asking.usual(memory).standing
+
+
+def test_a_text_that_can_be_attended_to_needs_no_preparation(lm):
+    memory = lm.memory(config=SMALL)
+    memory.read("Few words.", name="story")
+    lm.prepare(memory)
+    assert memory.moment.usual is None

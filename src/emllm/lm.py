@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import weakref
-from collections.abc import Callable, Generator, Iterator, MutableMapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,6 @@ from emllm.errors import InputError, ModelError
 from emllm.evidence import evidence_of
 from emllm.generation import Sampling, text_pieces
 from emllm.memory import EpisodicMemory
-from emllm.memory.sequence import Moment
 from emllm.memory.stored import open_memory
 from emllm.memory.truncating import truncate
 from emllm.models.attach import attach
@@ -34,7 +32,7 @@ from emllm.models.load import load_model
 from emllm.models.sampling import make_chooser
 from emllm.reading import ProgressCallback, read_tokens
 from emllm.recall.trace import RecallTrace
-from emllm.recollecting import NEUTRAL_QUESTION, Asking
+from emllm.recollecting import NEUTRAL_QUESTION, Asking, recollects
 from emllm.remembering import DocumentReading, counting
 from emllm.store.contents import DocumentRecord
 from emllm.store.renewing import renewed
@@ -61,7 +59,6 @@ class EpisodicLM:
         self._attachment = attach(model)
         self.model = model
         self.tokenizer = tokenizer
-        self._usual_at: MutableMapping[Moment, RecallTrace] = weakref.WeakKeyDictionary()
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._chat: ChatFormat | None = None
         self._fingerprint: dict[str, str] | None = None
@@ -193,6 +190,19 @@ class EpisodicLM:
                     read_tokens(self.model, cache, token_ids, chunk_tokens=chunk, progress=counted)
         return [document for document, _ in texts if document is not None]
 
+    def prepare(self, memory: EpisodicMemory) -> None:
+        """Find out now what the first question to a memory would have to, so that its answer comes sooner.
+
+        That is what the memory recalls whatever is asked; a folder keeps it until the memory reads on.
+
+        Raises:
+            ModelError: the model has no tokenizer.
+            StoreError: the disk is full or fails; nothing that was durable is lost.
+        """
+        if recollects(memory):
+            self.asking.usual(memory)
+            memory.flush()
+
     def ask(
         self,
         memory: EpisodicMemory,
@@ -318,7 +328,6 @@ class EpisodicLM:
             between=tuple(chat.encode("\n\n")),
             stop_ids=chat.stop_ids,
             neutral=tuple(chat.encode(chat.before_question + NEUTRAL_QUESTION)),
-            usual_at=self._usual_at,
         )
 
     def evidence(self, memory: EpisodicMemory, trace: RecallTrace, limit: int) -> tuple[Evidence, ...]:

@@ -12,7 +12,7 @@ shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
@@ -22,10 +22,9 @@ import numpy as np
 from emllm.config import MemoryConfig
 from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
-from emllm.memory.sequence import Moment
 from emllm.reading import read_tokens
 from emllm.recall.rereading import REACH, events_to_reread, joined_spans
-from emllm.recall.trace import RecallTrace
+from emllm.recall.trace import RecallTrace, Usual
 
 #: Events of the consensus that are looked at: more than ever fit.
 _NUM_RANKED = 256
@@ -101,7 +100,6 @@ class Asking:
         between: ids that part one passage from the next.
         stop_ids: ids that end an answer.
         neutral: ids of a question that asks for nothing in particular, without the template after it.
-        usual_at: what the neutral question recalled, for memories that have not read on since.
     """
 
     model: Any
@@ -110,7 +108,6 @@ class Asking:
     between: tuple[int, ...]
     stop_ids: frozenset[int]
     neutral: tuple[int, ...]
-    usual_at: MutableMapping[Moment, RecallTrace]
 
     def answer(
         self,
@@ -168,16 +165,18 @@ class Asking:
                 memory.end_trace()
                 self._read(memory, [*unread, *answer_ids])
 
-    def usual(self, memory: EpisodicMemory) -> RecallTrace:
-        """What a neutral question recalls, asked on a fork: no evidence for any other."""
-        known = self.usual_at.get(memory.moment)
-        if known is not None:
-            return known
-        fork = memory.fork()
-        trace = fork.trace_recall()
-        self._read(fork, self.neutral)
-        self.usual_at[memory.moment] = trace
-        return trace
+    def usual(self, memory: EpisodicMemory) -> Usual:
+        """What a neutral question recalls, asked on a fork: no evidence for any other.
+
+        It is asked once, until the memory or a fork of it reads on.
+        """
+        moment = memory.moment
+        if moment.usual is None or moment.usual.asked != self.neutral:
+            fork = memory.fork()
+            trace = fork.trace_recall()
+            self._read(fork, self.neutral)
+            moment.usual = Usual(self.neutral, trace.standing)
+        return moment.usual
 
     def passages(
         self, memory: EpisodicMemory, trace: RecallTrace, question: Sequence[int], outline: Outline

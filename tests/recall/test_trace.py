@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emllm.recall.trace import Habit, Recall, RecallTrace, recall_of, standardised
+from emllm.recall.trace import Habit, Recall, RecallTrace, Usual, recall_of, standardised
 
 score_lists = st.lists(
     st.lists(st.floats(-5, 5, width=32), min_size=6, max_size=6), min_size=1, max_size=4
@@ -20,6 +20,10 @@ def traced(rows: list[np.ndarray]) -> RecallTrace:
     for layer_idx, scores in enumerate(rows):
         trace.add(layer_idx, scores, list(range(6)))
     return trace
+
+
+def as_usual(trace: RecallTrace) -> Usual:
+    return Usual((), trace.standing)
 
 
 @given(score_lists)
@@ -190,9 +194,9 @@ def test_a_copy_that_goes_on_costs_what_it_is_told_and_not_what_was_told_before(
 def test_to_take_off_nothing_changes_nothing_and_to_take_off_itself_leaves_nothing(rows):
     trace = traced(rows)
     before, strongest = trace.totals, trace.strongest(6)
-    trace.take_off(RecallTrace())
+    trace.take_off(as_usual(RecallTrace()))
     assert (trace.totals == before).all()
-    trace.take_off(traced(rows))
+    trace.take_off(as_usual(traced(rows)))
     assert (trace.totals == 0).all() and trace.strongest(6) == strongest
 
 
@@ -202,7 +206,7 @@ def test_what_is_recalled_whatever_is_asked_is_no_evidence_beside_what_stands_ou
         usual.add(layer_idx, np.array([9.0, 0.0, 0.1, 0.2], dtype=np.float32), [0])
         trace.add(layer_idx, np.array([9.0, 0.0, 5.0, 0.2, 0.1], dtype=np.float32), range(5))
     assert trace.strongest(1)[0].event == 0
-    trace.take_off(usual)
+    trace.take_off(as_usual(usual))
     assert trace.strongest(1)[0].event == 2
 
 
@@ -211,7 +215,7 @@ def test_only_the_same_layers_recalls_are_taken_off():
     usual.add(1, np.array([9.0, 0.0, 0.0], dtype=np.float32), [0])
     trace.add(0, np.array([9.0, 0.0, 0.0], dtype=np.float32), [0])
     before = trace.totals
-    trace.take_off(usual)
+    trace.take_off(as_usual(usual))
     assert (trace.totals == before).all()
 
 
@@ -220,5 +224,5 @@ def test_where_nothing_is_beyond_the_usual_what_was_recalled_is_told_all_the_sam
     for one in (trace, usual):
         one.add(0, np.array([0.0, 1.0, 3.0], dtype=np.float32), [1, 2])
     expected = [event.event for event in trace.strongest(2)]
-    trace.take_off(usual)
+    trace.take_off(as_usual(usual))
     assert expected == [2] == [event.event for event in trace.strongest(2)]

@@ -69,16 +69,19 @@ def command(
     documents = load_documents(sources)
     pending = unread(documents, stored, into=into)
     model = model or DEFAULT_MODEL
-    began, num_before = time.monotonic(), stored.contents.num_tokens if stored is not None else 0
+    seconds, num_before = 0.0, stored.contents.num_tokens if stored is not None else 0
     if pending:
         check_disk(pending, stored, config, into=into, model=model, device=device, dtype=dtype)
         try:
             with opened_lm(model, device=device, dtype=dtype) as lm, lm.memory(into, config) as memory:
                 began = time.monotonic()
                 _read(memory, pending)
+                seconds = time.monotonic() - began
+                with working("preparing for questions"):
+                    lm.prepare(memory)
         except KeyboardInterrupt:
             raise typer.Exit(_interrupted(into)) from None
-    _report(into, documents, pending, num_before, seconds=time.monotonic() - began, as_json=json)
+    _report(into, documents, pending, num_before, seconds=seconds, as_json=json)
 
 
 def unread(documents: Sequence[Document], stored: Stored | None, *, into: Path) -> list[Document]:
@@ -213,7 +216,6 @@ def _report(
 
     summary = describe(into)
     num_read = summary.num_tokens - num_before
-    seconds = seconds if pending else 0.0
     speed = num_read / seconds if seconds else 0.0
     if as_json:
         say_json(to_json(summary, pending, num_read, seconds, speed))

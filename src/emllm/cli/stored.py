@@ -17,6 +17,7 @@ from emllm.cli.sources import opened_lm
 from emllm.cli.terminal import remark, working
 from emllm.config import MemoryConfig
 from emllm.errors import InputError, StoreError
+from emllm.machine import free_ram_bytes
 
 if TYPE_CHECKING:
     from emllm.lm import EpisodicLM
@@ -144,6 +145,10 @@ def opened_memory(
             f"emllm: {stored.path}: {begun.name} was read up to token {begun.stop - begun.start:,} of "
             f"{begun.num_tokens:,}; emllm read goes on from there"
         )
+    from emllm.store.ahead import read_ahead
+
+    # A first question looks at every event: the disk works while the model is loaded.
+    read_ahead(stored.path, stored.contents.index, max_bytes=free_ram_bytes() // 2)
     with opened_lm(stored.model(model), device=device, dtype=stored.dtype(dtype)) as lm:
         with working("opening the memory"):
             memory = lm.memory(stored.path, config, read_only=True)

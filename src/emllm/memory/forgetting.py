@@ -189,7 +189,7 @@ class _Surgery:
         state = self._folder.contents.state
         before, after = frontier_of(state), frontier_of(self._state(state))
         for name in list(tensors):
-            if name.startswith(("state.queries.", "state.shortlist.")):
+            if name.startswith(("state.queries.", "state.shortlist.", "state.usual")):
                 del tensors[name]
             elif name.startswith("state.weights."):
                 weights = tensors[name]

@@ -27,13 +27,20 @@ from emllm.memory.placing import layer_shapes, tiers_for
 from emllm.memory.sealing import raw_units, seal
 from emllm.memory.staging import AttentionOptions, Observer, View
 from emllm.memory.window import WindowLayer
-from emllm.recall.trace import RecallTrace
+from emllm.recall.trace import RecallTrace, Usual
 from emllm.segmentation.key_graph import KeyGraph
 from emllm.store.log import Log, Unit
 
 
 class Moment:
-    """What a memory and its forks have in common until one of them reads on; a key for what was found out."""
+    """What a memory and its forks have in common until one of them reads on.
+
+    Attributes:
+        usual: what is recalled whatever is asked; None until somebody found out.
+    """
+
+    def __init__(self, usual: Usual | None = None) -> None:
+        self.usual = usual
 
 
 class SequenceMemory:

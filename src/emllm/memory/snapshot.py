@@ -19,10 +19,11 @@ from torch import Tensor
 from emllm.attention.context import ContextPlan
 from emllm.attention.layout import Layout
 from emllm.memory.layer import MemoryLayer
+from emllm.memory.sequence import Moment
 from emllm.memory.staging import LayerState
 from emllm.recall.index import IndexPart, joined
 from emllm.recall.shortlist import Shortlist
-from emllm.recall.trace import Recall
+from emllm.recall.trace import Recall, Usual
 
 if TYPE_CHECKING:
     from emllm.memory.episodic import EpisodicMemory
@@ -53,6 +54,11 @@ def snapshot(memory: EpisodicMemory) -> tuple[dict[str, Any], dict[str, Tensor]]
         for name, tensor in kept.items():
             if tensor is not None:
                 tensors[f"state.{name}.{layer.layer_idx}"] = tensor.cpu()
+    usual = memory.moment.usual
+    if usual is not None:
+        tensors["state.usual"] = torch.tensor(usual.asked, dtype=torch.int32)
+        for layer_idx, standing in usual.standing.items():
+            tensors[f"state.usual.{layer_idx}"] = torch.from_numpy(standing)
     events = memory._events
     return {
         "dialogue": memory.dialogue,
@@ -105,6 +111,14 @@ def restore(
             _plan(kept["plan"]), kept["queue"], queries, weights, shortlist, kept["num_recalls"]
         )
         layer.restore(state, recalls.get(layer.layer_idx, ()))
+    if "state.usual" in tensors:
+        memory.moment = Moment(_usual(memory, tensors))
+
+
+def _usual(memory: EpisodicMemory, tensors: Mapping[str, Tensor]) -> Usual:
+    names = {layer.layer_idx: f"state.usual.{layer.layer_idx}" for layer in memory._memory_layers}
+    standing = {layer_idx: tensors[name].numpy() for layer_idx, name in names.items() if name in tensors}
+    return Usual(tuple(tensors["state.usual"].tolist()), standing)
 
 
 def _plan_numbers(plan: ContextPlan | None) -> dict[str, Any] | None:

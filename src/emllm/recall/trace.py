@@ -9,7 +9,7 @@ does not know texts or documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,13 +198,26 @@ class LayerStanding:
 _NOTHING = np.zeros(0, dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class Usual:
+    """What is recalled whatever is asked, as a question found that asks for nothing in particular.
+
+    Attributes:
+        asked: ids of that question.
+        standing: by layer, `RecallTrace.standing` of each event, ``[N]``; read only.
+    """
+
+    asked: tuple[int, ...]
+    standing: Mapping[int, NDArray[np.float32]]
+
+
 class RecallTrace:
     """Adds up the layers' scores over one or more recalls. Written by the memory that recalls."""
 
     def __init__(self) -> None:
         self._standings: dict[int, LayerStanding] = {}
         self._layers: dict[int, set[int]] = {}
-        self._usual: RecallTrace | None = None
+        self._usual: Mapping[int, NDArray[np.float32]] = {}
         #: See `choose`; None where nobody chose.
         self.chosen: tuple[int | range, ...] | None = None
 
@@ -223,9 +236,9 @@ class RecallTrace:
         for event in recalled:
             self._layers.setdefault(event, set()).add(layer_idx)
 
-    def take_off(self, usual: RecallTrace) -> None:
-        """What this other trace holds is no evidence: it is recalled whatever is asked."""
-        self._usual = usual
+    def take_off(self, usual: Usual) -> None:
+        """This is no evidence: it is recalled whatever is asked."""
+        self._usual = usual.standing
 
     def choose(self, passages: Sequence[int | range]) -> None:
         """These alone are the strongest, in this order, as somebody found who looked at them closely.
@@ -235,22 +248,24 @@ class RecallTrace:
         """
         self.chosen = tuple(passages)
 
-    def standing(self, layer_idx: int) -> NDArray[np.float32]:
-        """Mean standardised score of each event in the recalls of a layer, its habit not taken off."""
-        layer = self._standings.get(layer_idx)
-        return _NOTHING if layer is None else layer.total / np.float32(layer.num_recalls)
+    @property
+    def standing(self) -> dict[int, NDArray[np.float32]]:
+        """By layer, the mean standardised score of each event in its recalls, habits not taken off."""
+        return {
+            layer_idx: layer.total / np.float32(layer.num_recalls)
+            for layer_idx, layer in self._standings.items()
+        }
 
     @property
     def totals(self) -> NDArray[np.float64]:
         """What every event scores in all, recalled or not; the order that `strongest` goes by."""
         return self._beyond(self._usual)
 
-    def _beyond(self, trace: RecallTrace | None) -> NDArray[np.float64]:
+    def _beyond(self, usual: Mapping[int, NDArray[np.float32]]) -> NDArray[np.float64]:
         num_events = max((len(layer.total) for layer in self._standings.values()), default=0)
         totals = np.zeros(num_events)
         for layer_idx, layer in self._standings.items():
-            usual = _NOTHING if trace is None else trace.standing(layer_idx)
-            totals[: len(layer.total)] += layer.beyond(usual)
+            totals[: len(layer.total)] += layer.beyond(usual.get(layer_idx, _NOTHING))
         return totals
 
     def strongest(self, limit: int) -> list[RecalledEvent]:
@@ -262,7 +277,7 @@ class RecallTrace:
         recalled = np.array(sorted(self._layers), dtype=np.int64)
         totals = self.totals
         if not totals[recalled].any():
-            totals = self._beyond(None)
+            totals = self._beyond({})
         num_recalls = sum(layer.num_recalls for layer in self._standings.values())
         order = recalled[np.argsort(-totals[recalled], kind="stable")]
         if self.chosen is not None:
