@@ -16,6 +16,7 @@ from emllm.attention.geometry import ModelGeometry
 from emllm.documents.document import Document
 from emllm.documents.load import load_all
 from emllm.errors import InputError
+from emllm.machine import give_back_freed_memory
 from emllm.memory import EpisodicMemory
 from emllm.models.chat import ChatFormat
 from emllm.reading import ProgressCallback, ReadProgress, check_fits, read_tokens
@@ -23,6 +24,9 @@ from emllm.store.contents import DocumentRecord
 
 #: What `EpisodicMemory.read` takes: a path to a file or folder, or text (a `str`), or a document.
 Source = Path | str | Document
+
+#: Characters from which tokenising takes so much RAM that it is given back before anything is read.
+LONG_TEXT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class DocumentReading:
                 f"read the rest of it, or forget it, before {document.name}"
             )
         token_ids = self.chat_format().encode(document.text if is_first else f"\n\n{document.text}")
+        if len(document.text) > LONG_TEXT:
+            give_back_freed_memory()  # most of 600 bytes a token
         if begun is None:
             memory.begin_document(
                 DocumentRecord(

@@ -1,0 +1,37 @@
+"""What the process gives back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+
+from emllm import machine
+
+
+def resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no glibc"
+)
+def test_small_blocks_that_were_freed_are_given_back():
+    blocks = [bytes(2000) for _ in range(50_000)]
+    kept = blocks[::100]  # what lies between them cannot be trimmed from an end
+    held = resident_bytes()
+    del blocks
+    machine.give_back_freed_memory()
+    assert held - resident_bytes() > 40_000_000 and len(kept) == 500
+
+
+def test_where_there_is_no_glibc_nothing_happens(monkeypatch):
+    def no_library(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    machine.give_back_freed_memory()
+    machine.keep_freed_memory()
