@@ -58,7 +58,7 @@ def command(
         typer.Option(metavar="NUMBER", help="Mean length of an event, where known.", show_default=False),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Load the model and time a few chunks; else a product is timed.")
+        bool, typer.Option("--measure", help="Load the model and time a few chunks; else one layer is timed.")
     ] = False,
     json: options.Json = False,
     *,
@@ -180,8 +180,8 @@ def planned(
     speed: float | None,
     mean_event_tokens: float | None,
 ) -> Plan:
-    """The plan; without a measured speed it follows from a matrix product."""
-    from emllm.evaluation.probe import matmul_flops
+    """The plan; without a measured speed it follows from one layer of the model's shapes."""
+    from emllm.evaluation.probe import READING_SHARE, layer_flops
     from emllm.needs import MEAN_EVENT_TOKENS, Needs, Workload
     from emllm.plan import make_plan
 
@@ -195,14 +195,8 @@ def planned(
     )
     needs = Needs(outline, config, work)
     if speed is None:
-        flops = matmul_flops(
-            rows=config.chunk_tokens,
-            hidden=outline.hidden_size,
-            inner=outline.inner_size,
-            dtype=outline.geometry.dtype,
-            device=outline.geometry.layers[0].device,
-        )
-        work = dataclasses.replace(work, tokens_per_second=flops / needs.flops_per_token)
+        flops = layer_flops(outline, chunk_tokens=config.chunk_tokens, attended_tokens=needs.attended_tokens)
+        work = dataclasses.replace(work, tokens_per_second=READING_SHARE * flops / needs.flops_per_token)
         needs = dataclasses.replace(needs, work=work)
     return make_plan(needs, machine)
 
@@ -244,7 +238,7 @@ def rows(
     dtype = str(outline.geometry.dtype).removeprefix("torch.")
     what = f"{len(names)} documents" if len(names) > 1 else names[0] if names else "a text of this length"
     per_codec = ", ".join(f"{name} {size(num)}" for name, num in plan.disk_bytes.items())
-    how = "measured" if is_measured else "estimated from a matrix product"
+    how = "measured" if is_measured else "estimated from one layer"
     library = plan.process_bytes + plan.log_bytes
     parts = (
         f"chunk {size(plan.activation_bytes)}, raw tail {size(plan.tail_bytes)}, "
