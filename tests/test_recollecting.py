@@ -8,6 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support import stories
 from tests.support.stories import SHORT, STORY
 from transformers import AutoModelForCausalLM
@@ -19,7 +21,7 @@ from emllm.memory.compacting import compact
 from emllm.models.sampling import make_chooser
 from emllm.reading import read_tokens
 from emllm.recall.trace import Usual
-from emllm.recollecting import Asking, Outline, Passages, recollects
+from emllm.recollecting import Asking, Outline, Passages, alike, recollects
 from emllm.store.maintenance import copy
 
 SMALL = dataclasses.replace(stories.SMALL, recollect_tokens=80)
@@ -209,6 +211,15 @@ def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
     assert fork.token_ids().tolist() == log
 
 
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
+def test_texts_of_like_length_are_read_together(lengths, most):
+    groups = alike(lengths, most_tokens=most)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    ordered = [lengths[i] for group in groups for i in group]
+    assert ordered == sorted(lengths)
+    assert all(len(group) == 1 or len(group) * lengths[group[-1]] <= most for group in groups)
+
+
 def test_a_long_question_is_no_passage_of_its_own_and_an_earlier_turn_not_the_measure(lm, monkeypatch):
     monkeypatch.setattr("emllm.recollecting.RERANK_NATS", 0.0)
     memory = read(lm, rerank_events=5)
@@ -226,7 +237,9 @@ def test_a_long_question_is_no_passage_of_its_own_and_an_earlier_turn_not_the_me
     known = memory.recallable_spans()
     assert known[-1, 0] >= start  # and some of the question too
     monkeypatch.setattr(
-        lm.asking.__class__, "_surprise_after", lambda self, memory, low, high, ids: -float(low)
+        lm.asking.__class__,
+        "_surprises_after",
+        lambda self, memory, spans, ids: np.array([-float(low) for low, _ in spans]),
     )
     passages = lm.asking.passages(memory, trace, question, outline)
     assert passages.events and (known[passages.events, 0] < outline.conversation.start).all()

@@ -79,6 +79,23 @@ def read_tokens(
             progress(ReadProgress(done, len(ids), time.perf_counter() - begun))
 
 
+@torch.no_grad()
+def read_together(model: Any, cache: Any, texts: Sequence[Sequence[int]], *, chunk_tokens: int) -> None:
+    """Run the model over several texts at once, one for each memory of the cache.
+
+    The memories are good for what they noted of the texts alone: all become as long as the longest, as id 0
+    follows where a shorter one ends. What follows is attended to by none of the text's own tokens.
+
+    Args:
+        texts: ids in the model's vocabulary, at least one each.
+    """
+    longest = max(map(len, texts))
+    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], dtype=torch.long)
+    for start in range(0, longest, chunk_tokens):
+        chunk = ids[:, start : start + chunk_tokens].to(model.device)
+        model(input_ids=chunk, past_key_values=cache, use_cache=True)
+
+
 def check_fits(num_bytes: int, geometry: ModelGeometry, *, name: str) -> None:
     """Refuse a text whose keys and values will not fit, before it is read.
 

@@ -18,11 +18,12 @@ from itertools import compress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emllm.config import MemoryConfig
 from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
-from emllm.reading import read_tokens
+from emllm.reading import read_together, read_tokens
 from emllm.recall.rereading import REACH, events_to_reread, joined_spans
 from emllm.recall.trace import RecallTrace, Usual
 
@@ -30,6 +31,8 @@ from emllm.recall.trace import RecallTrace, Usual
 _NUM_RANKED = 256
 #: A passage is not read again if a question surprises by so many nats more after it than after the best.
 RERANK_NATS = 10.0
+#: Tokens of passages that are read at once, at most, where there are several.
+_TOGETHER_TOKENS = 1024
 #: What is asked to know what is recalled whatever is asked.
 NEUTRAL_QUESTION = "What is this text about?"
 
@@ -95,7 +98,7 @@ class Asking:
     """A model, and what stands around passages that are read again.
 
     Attributes:
-        cache_of: the cache that runs the model through a memory.
+        cache_of: the cache that runs the model through memories, a row of a batch through each.
         fresh: an empty memory with these settings.
         between: ids that part one passage from the next.
         stop_ids: ids that end an answer.
@@ -103,7 +106,7 @@ class Asking:
     """
 
     model: Any
-    cache_of: Callable[[EpisodicMemory], Any]
+    cache_of: Callable[..., Any]
     fresh: Callable[[MemoryConfig], EpisodicMemory]
     between: tuple[int, ...]
     stop_ids: frozenset[int]
@@ -201,9 +204,7 @@ class Asking:
             (int(known[max(event - REACH, 0), 0]), int(known[min(event + REACH, len(known) - 1), 1]))
             for event in events
         ] + [(one.start, one.stop) for one in unranked]
-        nats = np.array(
-            [self._surprise_after(memory, start, min(stop, before), question) for start, stop in spans]
-        )
+        nats = self._surprises_after(memory, [(start, min(stop, before)) for start, stop in spans], question)
         is_text = np.array([known[event, 0] < outline.text_stop for event in events] + [True] * len(unranked))
         is_kept = nats <= nats[is_text].min(initial=np.inf) + RERANK_NATS
         order = [i for i in np.argsort(nats, kind="stable") if is_kept[i]]
@@ -211,13 +212,26 @@ class Asking:
         kept = [events[i] for i in order if i < len(events)]
         return Passages(kept, tuple(compress(unranked, is_kept[len(events) :])))
 
-    def _surprise_after(
-        self, memory: EpisodicMemory, start: int, stop: int, question: Sequence[int]
-    ) -> float:
-        """How much a question surprises after some tokens of a memory, in nats."""
-        alone = self.fresh(MemoryConfig.preset("full", segmenter="fixed", refine="none"))
-        self._read(alone, [*_kept(memory, start, stop), *self.between, *question])
-        return float(alone.surprise(alone.num_tokens - len(question)).sum())
+    def _surprises_after(
+        self, memory: EpisodicMemory, spans: Sequence[tuple[int, int]], question: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """How much a question surprises after each of some spans of a memory, in nats.
+
+        Spans of like length are read together.
+        """
+        texts = [[*_kept(memory, start, stop), *self.between, *question] for start, stop in spans]
+        nats = np.zeros(len(texts))
+        for group in alike([len(text) for text in texts], most_tokens=_TOGETHER_TOKENS):
+            alone = [self.fresh(MemoryConfig.preset("full", segmenter="fixed", refine="none")) for _ in group]
+            read_together(
+                self.model,
+                self.cache_of(*alone),
+                [texts[i] for i in group],
+                chunk_tokens=memory.config.chunk_tokens,
+            )
+            for i, one in zip(group, alone, strict=True):
+                nats[i] = one.surprise(len(texts[i]) - len(question), len(texts[i])).sum()
+        return nats
 
     def context(self, memory: EpisodicMemory, passages: Passages, outline: Outline) -> list[int]:
         """What is read before the question in place of the memory: what leads to the text, passages in order,
@@ -274,6 +288,17 @@ def _kept(memory: EpisodicMemory, start: int, stop: int) -> list[int]:
             ids += memory.token_ids(start, min(hole_start, stop)).tolist()
         start = max(start, hole_stop)
     return ids
+
+
+def alike(lengths: Sequence[int], *, most_tokens: int) -> list[list[int]]:
+    """Texts in groups, those of like length together: none has more tokens, padded, but one text alone."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[i] <= most_tokens:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def recollects(memory: EpisodicMemory) -> bool:
