@@ -21,7 +21,7 @@ from emllm.memory.compacting import compact
 from emllm.models.sampling import make_chooser
 from emllm.reading import read_tokens
 from emllm.recall.trace import Usual
-from emllm.recollecting import Asking, Outline, Passages, alike, recollects
+from emllm.recollecting import Asking, Outline, alike, pieces, recollects
 from emllm.store.maintenance import copy
 
 SMALL = dataclasses.replace(stories.SMALL, recollect_tokens=80)
@@ -74,41 +74,53 @@ def test_the_context_is_the_head_then_passages_of_the_text_in_order_then_the_tai
         "event_key": "spread",
         "contiguity": 0.3,
     }  # of which this model agrees on more
-    memory = read(lm, recollect_tokens=200, **voting, rerank_events=0)
+    memory = read(lm, recollect_tokens=200, **voting, rerank_events=3)
     context, head, prompt = asked(lm, memory)
     log = memory.token_ids().tolist() + list(prompt)
     first, *passages, last = pieces_of(context, log, list(lm.asking.between))
-    assert first[0] == 0 and first[1] >= max(head, SMALL.sink_tokens)
+    assert first[0] == 0 and first[1] >= head
     assert last[1] == len(log) and last[0] <= memory.num_tokens
     assert passages and all(stop < start for (_, stop), (start, _) in pairwise([first, *passages, last]))
 
 
 @pytest.mark.parametrize("head_tokens", [0, 3, 20, 60])
-@pytest.mark.parametrize("budget", [1, 80, 200])
-def test_what_no_recall_can_bring_back_stands_in_the_context(lm, head_tokens, budget):
+@pytest.mark.parametrize("budget", [1, 80, 10_000])
+def test_what_no_recall_can_bring_back_can_be_read_again(lm, head_tokens, budget):
     memory = read(lm, recollect_tokens=budget)
     fork = memory.fork()
-    trace = fork.trace_recall()
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
     outline = Outline.of(fork, head_stop=head_tokens, tail_start=start, question_start=start)
-    log = fork.token_ids().tolist()
-    events = [one.event for one in trace.strongest(256)]
-    ids = [*lm.asking.context(fork, Passages(events, outline.unranked), outline), *log[start:]]
     unrecalled = int(fork.recallable_spans()[-1, 1])
     assert start - SMALL.local_tokens <= unrecalled < start  # some of the text is in the local window
-    head_stop = max(head_tokens, SMALL.sink_tokens)
-    assert ids[:head_stop] == log[:head_stop]
-    assert ids[-(len(log) - unrecalled) :] == log[unrecalled:]
-    num_unranked = sum(map(len, outline.unranked))
-    most = max(budget - num_unranked, budget // 2)
-    num_passages = len(ids) - head_tokens - num_unranked - (len(log) - start)
-    assert num_passages <= most + (2 + most) * len(lm.asking.between)
+    is_begun = head_tokens < SMALL.sink_tokens
     first_stop = int(fork.recallable_spans()[0, 1])
-    assert outline.unranked == (
-        *([range(head_tokens, first_stop)] if head_tokens < head_stop else []),
-        range(unrecalled, start),
-    )
+    wanted = {*range(head_tokens, first_stop if is_begun else head_tokens), *range(unrecalled, start)}
+    assert {token for piece in outline.unranked for token in piece} == wanted
+    log = fork.token_ids().tolist()
+    ids = lm.asking.context(fork, outline.unranked, outline)
+    assert ids[:head_tokens] == log[:head_tokens]
+    if budget >= len(wanted):
+        spans = [(0, first_stop if is_begun else head_tokens), (unrecalled, start)]
+        first, last = (log[low:high] for low, high in spans)
+        assert ids == [*first, *(lm.asking.between if is_begun else ()), *last]
+    assert len(ids) - head_tokens <= budget + (1 + budget) * len(lm.asking.between)
+
+
+@given(
+    st.integers(0, 9),
+    st.lists(st.integers(1, 30), min_size=1, max_size=40),
+    st.integers(1, 90),
+)
+def test_pieces_hold_any_two_events_in_a_row(start, sizes, least):
+    edges = np.cumsum([start, *sizes]).tolist()
+    found = pieces(range(start, edges[-1]), edges, least_tokens=least)
+    assert found[0].start == start and found[-1].stop == edges[-1]
+    for low, high in zip(edges, [*edges[2:], edges[-1]], strict=False):
+        assert any(piece.start <= low and high <= piece.stop for piece in found)
+    stops = [start, *(piece.stop for piece in found)]
+    assert all(one - other >= least for other, one in pairwise(stops)) or len(found) == 1
+    assert {piece.start for piece in found} | {piece.stop for piece in found} <= set(edges)
 
 
 @pytest.mark.parametrize("budget", [1, 80, 200])
@@ -119,7 +131,7 @@ def test_what_does_not_fit_the_question_is_left_out_wherever_it_stands(lm, budge
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
     outline = Outline.of(fork, head_stop=3, tail_start=start, question_start=start)
-    ids = lm.asking.context(fork, Passages([one.event for one in trace.strongest(256)]), outline)
+    ids = lm.asking.context(fork, [one.event for one in trace.strongest(256)], outline)
     log = fork.token_ids().tolist()
     assert ids[:3] == log[:3]
     assert len(ids) - 3 <= budget + (1 + budget) * len(lm.asking.between)
@@ -137,9 +149,7 @@ def test_an_event_that_begins_in_the_instructions_is_read_from_the_text_on(lm):
     head = int(first[0]) + 1
     assert head < first[1]
     outline = Outline.of(fork, head_stop=head, tail_start=start, question_start=start)
-    ids = lm.asking.context(
-        fork, Passages([one.event for one in trace.strongest(256)], outline.unranked), outline
-    )
+    ids = lm.asking.context(fork, [one.event for one in trace.strongest(256)], outline)
     if 0 in [one.event for one in trace.strongest(256)]:
         assert ids[: first[1]] == fork.token_ids(0, int(first[1])).tolist()
 
@@ -201,13 +211,10 @@ def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
     ]
     most = min(surprises) + nats + 1e-4
     assert len(set(before[:5])) == 5
-    assert passages.events == [before[i] for i in np.argsort(surprises[:5]) if surprises[i] <= most]
-    assert passages.unranked == tuple(
-        one for one, nats in zip(unranked, surprises[5:], strict=True) if nats <= most
-    )
-    assert [one.event for one in trace.strongest(256)] == passages.events
     order = [i for i in np.argsort(surprises) if surprises[i] <= most]
-    assert list(trace.chosen) == [[*before[:5], *unranked][i] for i in order]
+    assert passages == list(trace.chosen) == [[*before[:5], *unranked][i] for i in order]
+    events = [before[i] for i in np.argsort(surprises[:5]) if surprises[i] <= most]
+    assert [one.event for one in trace.strongest(256)] == events
     assert fork.token_ids().tolist() == log
 
 
@@ -242,8 +249,9 @@ def test_a_long_question_is_no_passage_of_its_own_and_an_earlier_turn_not_the_me
         lambda self, memory, spans, ids: np.array([-float(low) for low, _ in spans]),
     )
     passages = lm.asking.passages(memory, trace, question, outline)
-    assert passages.events and (known[passages.events, 0] < outline.conversation.start).all()
-    assert (known[passages.events, 0] < turn_start).any() or passages.unranked
+    events = [one for one in passages if isinstance(one, int)]
+    assert events and (known[events, 0] < outline.conversation.start).all()
+    assert (known[events, 0] < turn_start).any() or len(events) < len(passages)
 
 
 def test_where_nothing_is_reranked_the_consensus_is_read_again(lm):
@@ -256,7 +264,7 @@ def test_where_nothing_is_reranked_the_consensus_is_read_again(lm):
     ends = (range(1, 4), range(memory.num_tokens - 9, memory.num_tokens))
     outline = Outline(1, memory.num_tokens, ends, range(memory.num_tokens, memory.num_tokens))
     passages = lm.asking.passages(fork, trace, question, outline)
-    assert passages == Passages([one.event for one in before], ends)
+    assert passages == [*(one.event for one in before), *ends]
     assert trace.strongest(256) == before
 
 

@@ -1,6 +1,6 @@
 """Reading: a text of any length, chunk by chunk, into a memory.
 
-The only loop that runs a model over a text. It may be interrupted between any two operations: what was
+The loops that run a model over texts. They may be interrupted between any two operations: what was
 committed stays, the chunk that was under way leaves no trace. This module does not know files, templates or
 how a memory works.
 """
@@ -83,14 +83,14 @@ def read_tokens(
 def read_together(model: Any, cache: Any, texts: Sequence[Sequence[int]], *, chunk_tokens: int) -> None:
     """Run the model over several texts at once, one for each memory of the cache.
 
-    The memories are good for what they noted of the texts alone: all become as long as the longest, as id 0
-    follows where a shorter one ends. What follows is attended to by none of the text's own tokens.
+    The memories are good for what they noted of the texts alone: all become as long as the longest, for the
+    last id of a shorter one is repeated, which none of its own tokens attends to.
 
     Args:
         texts: ids in the model's vocabulary, at least one each.
     """
     longest = max(map(len, texts))
-    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], dtype=torch.long)
+    ids = torch.tensor([[*text, *[text[-1]] * (longest - len(text))] for text in texts], dtype=torch.long)
     for start in range(0, longest, chunk_tokens):
         chunk = ids[:, start : start + chunk_tokens].to(model.device)
         model(input_ids=chunk, past_key_values=cache, use_cache=True)

@@ -1,20 +1,19 @@
 """Answering a question: through the memory as it is, or from the passages that it recalls, read again.
 
 Recollecting takes three readings. The question is read with the whole memory. The strongest of the events
-that all layers together recall for it are read again one by one, each before the question, and so is the end
-of the text, which no layer ranks: the less the question surprises after a passage, the more it has to do with
-it (query likelihood, as in Sachan et al. 2022, arXiv 2204.07496). What comes first then, with its neighbours
-in time, is read again in order, before the same question, in a small context of its own with full attention,
-and the answer comes from there. The setting `recollect` says whether, `rerank_events` how many are read one
-by one; docs/recall.md says what both are worth. This module does not know templates, or how an answer is
-shown.
+that all layers together recall for it are read again, each alone before the question, and so are pieces of
+the two ends of the text, which no layer ranks: the less the question surprises after a passage, the more it
+has to do with it (query likelihood, as in Sachan et al. 2022, arXiv 2204.07496). What comes first then, with
+its neighbours in time, is read again in order, before the same question, in a small context of its own with
+full attention, and the answer comes from there. The setting `recollect` says whether, `rerank_events` how
+many are read alone; docs/recall.md says what both are worth. This module does not know templates, or how an
+answer is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,15 @@ from emllm.config import MemoryConfig
 from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
 from emllm.reading import read_together, read_tokens
-from emllm.recall.rereading import REACH, events_to_reread, joined_spans
+from emllm.recall.rereading import REACH, joined_spans, spans_to_reread
 from emllm.recall.trace import RecallTrace, Usual
 
 #: Events of the consensus that are looked at: more than ever fit.
 _NUM_RANKED = 256
 #: A passage is not read again if a question surprises by so many nats more after it than after the best.
 RERANK_NATS = 10.0
-#: Tokens of passages that are read at once, at most, where there are several.
-_TOGETHER_TOKENS = 1024
+#: Of a piece of the text's end, at least: as long as an event with its neighbours.
+PIECE_TOKENS = 64
 #: What is asked to know what is recalled whatever is asked.
 NEUTRAL_QUESTION = "What is this text about?"
 
@@ -45,8 +44,8 @@ class Outline:
         text_start: what leads to the text ends there.
         text_stop: what is said about the text begins there.
         unranked: the beginning of the text, where some of it is among the sinks, with the event that follows,
-            and its end, from where the last event ends that has left the local window. Every layer attends to
-            sinks and local window as they are, so no recall can bring them back.
+            and pieces of its end, from where the last event ends that has left the local window. Every layer
+            attends to sinks and local window as they are, so no recall can bring them back.
         conversation: what was said so far, before the question, from where it has not left the local window.
     """
 
@@ -76,21 +75,27 @@ class Outline:
             stop = max(int(known[0, 1]) if len(known) else 0, sinks_stop)
             unranked.append(range(text_start, min(stop, tail_start)))
         if recent_start < tail_start:
-            unranked.append(range(recent_start, tail_start))
+            unranked += pieces(range(recent_start, tail_start), memory.recent_boundaries())
         return cls(text_start, text_stop, tuple(unranked), range(tail_start, question_start))
 
 
-@dataclass(frozen=True)
-class Passages:
-    """What is worth reading again.
+def pieces(span: range, boundaries: Sequence[int], *, least_tokens: int = PIECE_TOKENS) -> list[range]:
+    """A span of the log in pieces that end where events do, each with the last event of the one before it.
 
-    Attributes:
-        events: the one that matters most first.
-        unranked: what of the text no layer ranks.
+    So any two events in a row stand in one piece together.
+
+    Args:
+        boundaries: where events end, ascending.
+        least_tokens: of a piece, without what it shares with the one before, but where there is one only.
     """
-
-    events: Sequence[int]
-    unranked: tuple[range, ...] = ()
+    edges = [one for one in boundaries if span.start < one < span.stop]
+    found, start, shared = [], span.start, span.start
+    for edge in edges:
+        if edge - start >= least_tokens and span.stop - edge >= least_tokens:
+            found.append(range(shared, edge))
+            start = edge
+            shared = max(one for one in (span.start, *edges) if one < edge)
+    return [*found, range(shared, span.stop)]
 
 
 @dataclass(frozen=True)
@@ -183,15 +188,15 @@ class Asking:
 
     def passages(
         self, memory: EpisodicMemory, trace: RecallTrace, question: Sequence[int], outline: Outline
-    ) -> Passages:
-        """The events that are worth reading again for a question, and what else of the text.
+    ) -> list[int | range]:
+        """What is worth reading again for a question, the best first: events, and pieces of the text's ends.
 
         The strongest of the trace in order of how little the question surprises after each: the surprise of
         all its ids together, in nats, after the event with its neighbours as they would be read again. What
         surprises by `RERANK_NATS` more than the best of the text is left out: beside a passage that fits,
-        others that are like it mislead a small model, and so does what was read last. An earlier turn of the
-        conversation, in which the same may have been asked, does not make the text superfluous. The trace is
-        told what is left.
+        others that are like it mislead a small model. An earlier turn of the conversation, in which the same
+        may have been asked, does not make the text superfluous. The trace is told what is left. Where nothing
+        is reranked, the strongest events come first, as no layer ranks the ends.
         """
         limit = memory.config.rerank_events or _NUM_RANKED
         known = memory.recallable_spans()
@@ -199,7 +204,7 @@ class Asking:
         events = [one.event for one in trace.strongest(limit) if known[one.event, 0] < before]
         unranked = outline.unranked
         if not memory.config.rerank_events or len(events) + len(unranked) < 2 or not question:
-            return Passages(events, unranked)
+            return [*events, *unranked]
         spans = [
             (int(known[max(event - REACH, 0), 0]), int(known[min(event + REACH, len(known) - 1), 1]))
             for event in events
@@ -207,52 +212,45 @@ class Asking:
         nats = self._surprises_after(memory, [(start, min(stop, before)) for start, stop in spans], question)
         is_text = np.array([known[event, 0] < outline.text_stop for event in events] + [True] * len(unranked))
         is_kept = nats <= nats[is_text].min(initial=np.inf) + RERANK_NATS
-        order = [i for i in np.argsort(nats, kind="stable") if is_kept[i]]
-        trace.choose([[*events, *unranked][i] for i in order])
-        kept = [events[i] for i in order if i < len(events)]
-        return Passages(kept, tuple(compress(unranked, is_kept[len(events) :])))
+        found = [[*events, *unranked][i] for i in np.argsort(nats, kind="stable") if is_kept[i]]
+        trace.choose(found)
+        return found
 
     def _surprises_after(
         self, memory: EpisodicMemory, spans: Sequence[tuple[int, int]], question: Sequence[int]
     ) -> NDArray[np.float64]:
         """How much a question surprises after each of some spans of a memory, in nats.
 
-        Spans of like length are read together.
+        Spans of like length are read together, as many as one chunk holds.
         """
+        chunk_tokens = memory.config.chunk_tokens
         texts = [[*_kept(memory, start, stop), *self.between, *question] for start, stop in spans]
         nats = np.zeros(len(texts))
-        for group in alike([len(text) for text in texts], most_tokens=_TOGETHER_TOKENS):
+        for group in alike([len(text) for text in texts], most_tokens=chunk_tokens):
             alone = [self.fresh(MemoryConfig.preset("full", segmenter="fixed", refine="none")) for _ in group]
-            read_together(
-                self.model,
-                self.cache_of(*alone),
-                [texts[i] for i in group],
-                chunk_tokens=memory.config.chunk_tokens,
-            )
+            together = [texts[i] for i in group]
+            read_together(self.model, self.cache_of(*alone), together, chunk_tokens=chunk_tokens)
             for i, one in zip(group, alone, strict=True):
                 nats[i] = one.surprise(len(texts[i]) - len(question), len(texts[i])).sum()
         return nats
 
-    def context(self, memory: EpisodicMemory, passages: Passages, outline: Outline) -> list[int]:
+    def context(self, memory: EpisodicMemory, passages: Sequence[int | range], outline: Outline) -> list[int]:
         """What is read before the question in place of the memory: what leads to the text, passages in order,
         the conversation.
 
-        The conversation and the passages that no layer ranks count among the tokens that are read again; half
-        of them are for events whatever their length.
+        The conversation counts among the tokens that are read again; half of them are for passages whatever
+        its length.
         """
-        known = memory.recallable_spans()
-        others = [*passages.unranked, outline.conversation]
-        taken = sum(len(_kept(memory, one.start, one.stop)) for one in others)
+        talk = outline.conversation
         budget = memory.config.recollect_tokens
-        events = events_to_reread(
-            passages.events,
-            known[:, 1] - known[:, 0],
-            budget_tokens=max(budget - taken, budget // 2),
-        )
         spans = [
             (0, outline.text_start),
-            *map(tuple, known[events].clip(outline.text_start, outline.conversation.start).tolist()),
-            *((one.start, one.stop) for one in others),
+            *spans_to_reread(
+                passages,
+                memory.recallable_spans().clip(outline.text_start, talk.start),
+                budget_tokens=max(budget - len(_kept(memory, talk.start, talk.stop)), budget // 2),
+            ),
+            (talk.start, talk.stop),
         ]
         ids: list[int] = []
         for start, stop in joined_spans(np.array(sorted(span for span in spans if span[0] < span[1]))):
