@@ -455,14 +455,3 @@ def test_a_text_that_can_be_attended_to_needs_no_preparation(lm):
     memory.read("Few words.", name="story")
     lm.prepare(memory)
     assert memory.moment.usual is None
-
-
-def test_what_is_read_anew_is_prepared_as_well(lm, tmp_path):
-    with lm.memory(tmp_path / "m", SMALL) as memory:
-        memory.read("A few words.", name="first")
-        start = memory.num_tokens
-        memory.read(STORY, name="story")
-        memory.forget("first")
-    lm.reread(tmp_path / "m", start)
-    with lm.memory(tmp_path / "m", read_only=True) as memory:
-        assert memory.moment.usual is not None

@@ -188,8 +188,6 @@ class EpisodicLM:
                     cache = self.cache(memory)
                     counted = progress if document is None else counting(memory, progress)
                     read_tokens(self.model, cache, token_ids, chunk_tokens=chunk, progress=counted)
-                if self.tokenizer is not None:
-                    self.prepare(memory)
         return [document for document, _ in texts if document is not None]
 
     def prepare(self, memory: EpisodicMemory) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,9 +52,14 @@ def lm(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Calls of a model that is not there, each with the number of documents at the time."""
     calls: list[object] = []
 
-    def opened_memory(path: Path, *, read_only: bool) -> SimpleNamespace:
+    def opened_memory(path: Path, *, read_only: bool = False) -> closing[SimpleNamespace]:
         calls.append(("opened", read_only, len(describe(path).documents)))
-        return SimpleNamespace(close=lambda: None)
+        opened = closing(SimpleNamespace(close=lambda: None))
+        opened.close = opened.thing.close  # type: ignore[attr-defined]
+        return opened
+
+    def prepare(memory: object) -> None:
+        calls.append("prepared")
 
     def reread(path: Path, start: int, *, progress: Callable[[object], None]) -> None:
         calls.append(("reread", path, start, len(describe(path).documents)))
@@ -62,7 +67,7 @@ def lm(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     @contextmanager
     def opened(*_: object, **__: object) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(memory=opened_memory, reread=reread)
+        yield SimpleNamespace(memory=opened_memory, reread=reread, prepare=prepare)
 
     monkeypatch.setattr("emllm.cli.forget.opened_lm", opened)
     return calls
@@ -180,7 +185,7 @@ class TestForget:
     def test_rereading_begins_where_the_document_was(self, run, memory: Path, lm: list[object]) -> None:
         start = describe(memory).documents[0].start
         ended = run("memory", "forget", memory, "one.txt", "--reread")
-        assert lm == [("opened", True, 2), ("reread", memory, start, 1)]
+        assert lm == [("opened", True, 2), ("reread", memory, start, 1), ("opened", False, 1), "prepared"]
         assert ended.out.splitlines()[-1] == "read anew: two.txt"
 
     def test_rereading_can_be_made_up_for(self, run, memory: Path, lm: list[object]) -> None:
@@ -189,7 +194,7 @@ class TestForget:
         assert f"emllm memory forget {memory} --reread" in said and not lm
         result = as_json(run("memory", "forget", memory, "--reread", "--json"))
         assert result["later"] == ["two.txt"] and result["is_reread"] and result["document"] is None
-        assert lm == [("opened", True, 1), ("reread", memory, start, 1)]
+        assert lm == [("opened", True, 1), ("reread", memory, start, 1), ("opened", False, 1), "prepared"]
 
     def test_after_rereading_the_document_has_no_place_any_more(
         self, run, memory: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from emllm.cli.settings import GivenSettings, settings_from
+from emllm.cli.stored import Stored
 from emllm.config import PLACEMENT, PRESETS, VARIANTS
-from emllm.errors import ConfigError
+from emllm.errors import ConfigError, StoreError
 from emllm.store.maintenance import describe
 
 EMLLM = [sys.executable, "-c", "import sys; from emllm.cli.main import main; sys.exit(main())"]
@@ -103,6 +104,25 @@ class TestReading:
         ended = run("read", story, "--into", memory)
         assert ended.code == 0 and "1 of 1 documents had been read before" in ended.err
         assert contents(memory) == before
+
+    def test_a_long_memory_is_prepared_for_questions_once(
+        self, run, model, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "m"
+        other.write_text(other.read_text() * 3)
+
+        def fail(self: object, memory: object) -> None:
+            raise StoreError("no room")
+
+        with monkeypatch.context() as failing:
+            failing.setattr("emllm.lm.EpisodicLM.prepare", fail)
+            ended = run("read", other, "--into", path, *model)
+        assert ended.code == 0 and "not prepared for questions: no room" in ended.err
+        assert not Stored.at(path).is_prepared
+        assert run("read", other, "--into", path, "--device", "cpu").code == 0  # the same command goes on
+        assert Stored.at(path).is_prepared
+        monkeypatch.setattr("emllm.cli.read.opened_lm", None)
+        assert run("read", other, "--into", path).code == 0
 
     def test_a_memory_is_extended_by_the_model_and_settings_that_it_was_made_with(
         self, run, memory: Path, story: Path, other: Path

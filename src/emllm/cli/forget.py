@@ -14,7 +14,7 @@ from emllm.cli import options
 from emllm.cli.exits import INTERRUPTED, complain
 from emllm.cli.read import counted, interruptible_between_chunks
 from emllm.cli.sources import opened_lm
-from emllm.cli.stored import Stored, existing
+from emllm.cli.stored import Stored, existing, prepare
 from emllm.cli.terminal import reading, say, say_json, working
 from emllm.errors import InputError
 
@@ -57,6 +57,8 @@ def forget(
             lm.memory(mem, read_only=True).close()  # it must be the right model before anything is forgotten
             forgotten = None if name is None else _forget(stored, name, as_json=json)
             _reread(lm, mem, start)
+            with lm.memory(mem) as memory:
+                prepare(lm, memory)
     elif name is not None:
         forgotten = _forget(stored, name, as_json=json)
     if json:

@@ -22,7 +22,7 @@ from emllm.cli.exits import INTERRUPTED, complain, on_interrupt
 from emllm.cli.plan import size
 from emllm.cli.settings import GivenSettings, with_settings
 from emllm.cli.sources import load_documents, opened_lm
-from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among
+from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, prepare
 from emllm.cli.terminal import duration, reading, remark, say, say_json, working
 from emllm.errors import InputError, SourceError
 
@@ -72,13 +72,13 @@ def command(
     seconds, num_before = 0.0, stored.contents.num_tokens if stored is not None else 0
     if pending:
         check_disk(pending, stored, config, into=into, model=model, device=device, dtype=dtype)
+    if pending or (stored is not None and not stored.is_prepared):
         try:
             with opened_lm(model, device=device, dtype=dtype) as lm, lm.memory(into, config) as memory:
                 began = time.monotonic()
                 _read(memory, pending)
                 seconds = time.monotonic() - began
-                with working("preparing for questions"):
-                    lm.prepare(memory)
+                prepare(lm, memory)
         except KeyboardInterrupt:
             raise typer.Exit(_interrupted(into)) from None
     _report(into, documents, pending, num_before, seconds=seconds, as_json=json)

@@ -16,7 +16,7 @@ from emllm.cli.settings import GivenSettings
 from emllm.cli.sources import opened_lm
 from emllm.cli.terminal import remark, working
 from emllm.config import MemoryConfig
-from emllm.errors import InputError, StoreError
+from emllm.errors import EmllmError, InputError, StoreError
 from emllm.machine import free_ram_bytes
 
 if TYPE_CHECKING:
@@ -75,6 +75,14 @@ class Stored:
         """Whether questions were answered in it; it can read no more documents then."""
         return self.contents.state.get("dialogue") == "answered"
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a first question needs no more than any other (`EpisodicLM.prepare`)."""
+        settings, state = self.header["settings"], self.contents.state
+        views = sum(settings[name] for name in ("sink_tokens", "local_tokens", "recall_tokens"))
+        is_short = self.contents.num_tokens <= views
+        return is_short or settings["recollect"] == "never" or state.get("usual") is not None
+
     def config(self, settings: GivenSettings) -> MemoryConfig | None:
         """What to open it with; see `GivenSettings.agreeing`."""
         return settings.agreeing(self.header.get("settings") or {}, path=self.path)
@@ -87,6 +95,15 @@ class Stored:
         """The dtype that the user names, or the one that it was made with."""
         layers = self.header.get("layers") or [{}]
         return str(layers[0].get("dtype", given)) if given == "auto" else given
+
+
+def prepare(lm: EpisodicLM, memory: EpisodicMemory) -> None:
+    """Prepare a memory for questions; where that fails, it is said, and nothing is lost but time later."""
+    with working("preparing for questions"):
+        try:
+            lm.prepare(memory)
+        except EmllmError as error:
+            remark(f"emllm: not prepared for questions: {error}")
 
 
 def existing(path: Path) -> Stored:

@@ -25,13 +25,14 @@ NUM_CHUNKS = 3
 LEAST_EVENTS = 10
 
 LAYER_SECONDS = 0.4
-#: Of the speed of bare layers over a window, what reading reaches: 0.60 to 0.63 at 128K tokens and a
-#: million on two CPU cores (docs/benchmarks).
-READING_SHARE = 0.6
+#: Of the speed of such layers, what reading a million tokens reached on two CPU cores, 0.50 to 0.56
+#: (docs/store.md). On a GPU it was not measured.
+READING_SHARE = 0.53
 #: Widths, heads and tokens of the layer that is timed, at most: its rate is asked for, not its time.
 _MOST_WIDTH = 2048
 _MOST_HEADS = 16
-_MOST_TOKENS = 8192
+_MOST_ROWS = 1024
+_MOST_ATTENDED = 8192
 
 
 class _Layer:
@@ -39,7 +40,7 @@ class _Layer:
 
     def __init__(self, outline: Outline, *, rows: int, attended: int) -> None:
         shape, dtype = outline.geometry.layers[0], outline.geometry.dtype
-        groups = max(shape.num_heads // shape.num_kv_heads, 1)
+        groups = min(max(shape.num_heads // shape.num_kv_heads, 1), _MOST_HEADS)
         kv_heads = max(min(shape.num_heads, _MOST_HEADS) // groups, 1)
         self._shape = (rows, kv_heads, kv_heads * groups, shape.head_dim, shape.value_dim)
         hidden, inner = min(outline.hidden_size, _MOST_WIDTH), min(outline.inner_size, _MOST_WIDTH)
@@ -103,8 +104,8 @@ def layer_flops(outline: Outline, *, chunk_tokens: int, attended_tokens: int) ->
         chunk_tokens: that go through the layer at a time.
         attended_tokens: that they see, themselves not counted.
     """
-    rows = min(chunk_tokens, _MOST_TOKENS)
-    layer = _Layer(outline, rows=rows, attended=min(attended_tokens + rows, _MOST_TOKENS))
+    rows = min(chunk_tokens, _MOST_ROWS)
+    layer = _Layer(outline, rows=rows, attended=min(attended_tokens, _MOST_ATTENDED) + rows)
     layer.run()
     begun, times = time.perf_counter(), 0
     while time.perf_counter() - begun < LAYER_SECONDS:

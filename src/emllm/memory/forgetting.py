@@ -224,6 +224,7 @@ class _Surgery:
         dialogue = "opened" if is_last and state["dialogue"] == "documents" else state["dialogue"]
         return {
             **state,
+            "usual": None,
             "dialogue": dialogue,
             "holes": self._holes,
             "events_in_window": in_window,

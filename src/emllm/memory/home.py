@@ -8,7 +8,7 @@ every commit replaces. This module does not know how files are made durable, nor
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -178,7 +178,9 @@ class FolderHome:
         """Wait for the writer, and let go of what it wrote."""
         if self._writing is None:
             return
-        (job, writing), self._writing = self._writing, None
+        job, writing = self._writing
+        wait([writing])  # interrupted here, it is waited for again
+        self._writing = None
         records, self._state_record = writing.result()
         self._num_events += len(job.change.new_events)
         self._durable_tokens = job.change.num_tokens

@@ -61,6 +61,7 @@ def snapshot(memory: EpisodicMemory) -> tuple[dict[str, Any], dict[str, Tensor]]
             tensors[f"state.usual.{layer_idx}"] = torch.from_numpy(standing)
     events = memory._events
     return {
+        "usual": None if usual is None else {"num_events": events.num_recallable},
         "dialogue": memory.dialogue,
         "read_tokens": memory.read_tokens,
         "read_seconds": memory.read_seconds,
@@ -111,11 +112,12 @@ def restore(
             _plan(kept["plan"]), kept["queue"], queries, weights, shortlist, kept["num_recalls"]
         )
         layer.restore(state, recalls.get(layer.layer_idx, ()))
-    if "state.usual" in tensors:
+    if numbers.get("usual") == {"num_events": table.num_recallable}:
         memory.moment = Moment(_usual(memory, tensors))
 
 
 def _usual(memory: EpisodicMemory, tensors: Mapping[str, Tensor]) -> Usual:
+    """What was noted of just these events; what somebody noted of others would be taken off wrong ones."""
     names = {layer.layer_idx: f"state.usual.{layer.layer_idx}" for layer in memory._memory_layers}
     standing = {layer_idx: tensors[name].numpy() for layer_idx, name in names.items() if name in tensors}
     return Usual(tuple(tensors["state.usual"].tolist()), standing)

@@ -134,6 +134,7 @@ def _state(folder: MemoryFolder, token: int, *, has_documents: bool) -> dict[str
     }
     return {
         **state,
+        "usual": None,
         "dialogue": "documents" if has_documents else "opened" if token else "empty",
         "holes": [hole for hole in state["holes"] if hole[1] <= token],
         "events_in_window": kept,

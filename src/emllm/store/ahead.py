@@ -36,10 +36,12 @@ def read_ahead(folder: Path, records: Sequence[FileRecord], *, max_bytes: int) -
 def _read(folder: Path, records: Sequence[FileRecord], max_bytes: int) -> None:
     block = memoryview(bytearray(_BLOCK_BYTES))
     for record in records:
+        if max_bytes <= 0:
+            return
         with suppress(StoreError, OSError):
             descriptor = disk.open_inside(folder, record.name)
             try:
-                while max_bytes > 0 and (count := os.readv(descriptor, [block])):
+                while count := os.readv(descriptor, [block[: max(max_bytes, 0)]]):
                     max_bytes -= count
             finally:
                 os.close(descriptor)
