@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.support.stories import SHORT, SMALL, STORY
 
-from emllm import Document, EpisodicLM
+from emllm import Document, EpisodicLM, MemoryConfig
 from emllm.errors import ConfigError, InputError, StoreError
 from emllm.store.contents import DocumentRecord
 from emllm.store.maintenance import clone, copy, verify
@@ -104,6 +104,10 @@ def test_what_differs_in_model_settings_or_writer_is_named(lm, tmp_path, shared_
     with pytest.raises(ConfigError, match=r"gamma=1\.0 .* gamma=2\.0"):
         lm.memory(path, dataclasses.replace(SMALL, gamma=2.0))
     lm.memory(path, dataclasses.replace(SMALL, device_budget=1 << 20)).close()
+    with lm.memory(path, MemoryConfig(device_budget=1 << 20, recollect="always")) as memory:
+        said = {"device_budget": 1 << 20, "recollect": "always"}
+        assert all(getattr(memory.config, name) == value for name, value in said.items())
+        assert memory.config.local_tokens == SMALL.local_tokens  # what was left unsaid is as it was made
     with (
         EpisodicLM.from_pretrained(str(shared_data / "models" / "stories260K"), dtype="bfloat16") as other,
         pytest.raises(StoreError, match="dtype"),

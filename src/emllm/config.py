@@ -120,7 +120,8 @@ class MemoryConfig:
         segmenter: what proposes boundaries: `surprise`, `kl`, `fixed`, `random` or `sentence`.
         gamma: a boundary is where surprise exceeds mean + gamma * deviation (EM-LLM, Eq. 1).
         surprise_window_tokens: tokens before t that give the mean and deviation (tau).
-        refine: objective that moves boundaries on the key graph, or `none`.
+        refine: objective that moves boundaries on the key graph: `modularity`, `conductance`, `intra_inter`
+            or `none`.
         refine_from_layer: first layer whose keys count in the graph; None is the last third.
         refine_heads: `all` concatenates the heads' keys, `each` averages the heads' objectives.
         contiguity: share of the recall budget for neighbours in time (k_c / k).
@@ -131,8 +132,11 @@ class MemoryConfig:
         recall_tokens: budget for recalled events; 0 recalls nothing, "all" everything.
         chunk_tokens: tokens read in one forward pass.
         recall_every_tokens: while decoding, recall anew after that many tokens.
-        scorer: how events are ranked against the present queries.
-        event_key: how an event is represented: which of its keys stand for it.
+        scorer: how events are ranked against the present queries: `attention`, the share of it that an event
+            would get; `votes` of the queries; `dot`, the paper's raw product; `exact`, votes over all keys.
+        event_key: which keys stand for an event: the `mean` of all; the mean of those that draw most
+            attention, by `mass` (the paper) or `logit`; those farthest from the mean, `spread`; or
+            `outliers`, these and the mean of the rest.
         representatives: number of tokens that stand for an event.
         shortlist_events: once there are many events, a layer ranks all of them in turns and so many of the
             best in between; 0 ranks all of them every time.

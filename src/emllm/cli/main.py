@@ -13,7 +13,7 @@ from emllm.machine import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; answers with the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run one command; answers with the exit code (`emllm.cli.exits`)."""
     if argv is None:
         keep_freed_memory()
     with interruptible():

@@ -1,1 +1,1 @@
-"""Measurements: speed and memory against baselines."""
+"""Benchmarks of long texts with every baseline, their reports, and speed and memory against baselines."""

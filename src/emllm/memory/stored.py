@@ -156,6 +156,8 @@ def stored_settings(
 ) -> ResolvedConfig:
     """The settings that a memory was made with, and the budgets and ways of asking of this time.
 
+    What a config leaves at its default counts as not given.
+
     Raises:
         ConfigError: `config` asks for something else.
         StoreError: the header's settings are not ours.
@@ -168,8 +170,11 @@ def stored_settings(
     if config is None:
         return stored
     asked = config.resolve(trained_tokens=geometry.trained_tokens, num_layers=geometry.num_layers)
-    for name, value in kept.items():
-        if name not in ASKING and getattr(asked, name) != value:
+    unsaid = MemoryConfig()
+    given = [name for name in kept if getattr(config, name) != getattr(unsaid, name) and name not in ASKING]
+    for name in given:
+        value = kept[name]
+        if getattr(asked, name) != value:
             raise ConfigError(
                 f"{folder.path} was made with {name}={value!r} and cannot be opened with "
                 f"{name}={getattr(asked, name)!r}"
