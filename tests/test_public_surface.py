@@ -33,6 +33,7 @@ SETTINGS = [
     "positions",
     "recollect",
     "recollect_tokens",
+    "recollect_every_tokens",
     "rerank_events",
     "codec",
     "device_budget",

@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from emllm import MemoryConfig
 from emllm.errors import ConfigError
+from emllm.framing import Frame, pieces
 from emllm.generation import generate_tokens
 from emllm.memory.compacting import compact
 from emllm.models.sampling import make_chooser
 from emllm.reading import read_tokens
 from emllm.recall.trace import Usual
-from emllm.recollecting import Asking, Outline, alike, pieces, recollects
+from emllm.recollecting import Asking, alike, is_surprising, recollects
 from emllm.store.maintenance import copy
 
 SMALL = dataclasses.replace(stories.SMALL, recollect_tokens=80)
@@ -43,9 +44,9 @@ def asked(lm, memory):
     num_template = len(lm.chat_format.encode(lm.chat_format.before_answer))
     read_tokens(lm.model, lm.cache(fork), prompt[:-num_template], chunk_tokens=32)
     head, tail = memory.documents[0].start, memory.documents[-1].stop
-    outline = Outline.of(fork, head_stop=head, tail_start=tail, question_start=memory.num_tokens)
-    passages = lm.asking.passages(fork, trace, prompt[:-num_template], outline)
-    return [*lm.asking.context(fork, passages, outline), *prompt], head, prompt
+    frame = Frame.of(fork, head_stop=head, tail_start=tail, question_start=memory.num_tokens)
+    passages = lm.asking.passages(fork, trace, prompt[:-num_template], frame)
+    return [*lm.asking.context(fork, passages, frame), *prompt], head, prompt
 
 
 def pieces_of(context, log, between):
@@ -90,15 +91,15 @@ def test_what_no_recall_can_bring_back_can_be_read_again(lm, head_tokens, budget
     fork = memory.fork()
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
-    outline = Outline.of(fork, head_stop=head_tokens, tail_start=start, question_start=start)
+    frame = Frame.of(fork, head_stop=head_tokens, tail_start=start, question_start=start)
     unrecalled = int(fork.recallable_spans()[-1, 1])
     assert start - SMALL.local_tokens <= unrecalled < start  # some of the text is in the local window
     is_begun = head_tokens < SMALL.sink_tokens
     first_stop = int(fork.recallable_spans()[0, 1])
     wanted = {*range(head_tokens, first_stop if is_begun else head_tokens), *range(unrecalled, start)}
-    assert {token for piece in outline.unranked for token in piece} == wanted
+    assert {token for piece in frame.unranked for token in piece} == wanted
     log = fork.token_ids().tolist()
-    ids = lm.asking.context(fork, outline.unranked, outline)
+    ids = lm.asking.context(fork, frame.unranked, frame)
     assert ids[:head_tokens] == log[:head_tokens]
     if budget >= len(wanted):
         spans = [(0, first_stop if is_begun else head_tokens), (unrecalled, start)]
@@ -130,12 +131,12 @@ def test_what_does_not_fit_the_question_is_left_out_wherever_it_stands(lm, budge
     trace = fork.trace_recall()
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
-    outline = Outline.of(fork, head_stop=3, tail_start=start, question_start=start)
-    ids = lm.asking.context(fork, [one.event for one in trace.strongest(256)], outline)
+    frame = Frame.of(fork, head_stop=3, tail_start=start, question_start=start)
+    ids = lm.asking.context(fork, [one.event for one in trace.strongest(256)], frame)
     log = fork.token_ids().tolist()
     assert ids[:3] == log[:3]
     assert len(ids) - 3 <= budget + (1 + budget) * len(lm.asking.between)
-    recent = log[outline.unranked[-1].start : start]
+    recent = log[frame.unranked[-1].start : start]
     assert all(ids[i : i + len(recent)] != recent for i in range(len(ids)))
 
 
@@ -148,8 +149,8 @@ def test_an_event_that_begins_in_the_instructions_is_read_from_the_text_on(lm):
     first = fork.recallable_spans()[0]
     head = int(first[0]) + 1
     assert head < first[1]
-    outline = Outline.of(fork, head_stop=head, tail_start=start, question_start=start)
-    ids = lm.asking.context(fork, [one.event for one in trace.strongest(256)], outline)
+    frame = Frame.of(fork, head_stop=head, tail_start=start, question_start=start)
+    ids = lm.asking.context(fork, [one.event for one in trace.strongest(256)], frame)
     if 0 in [one.event for one in trace.strongest(256)]:
         assert ids[: first[1]] == fork.token_ids(0, int(first[1])).tolist()
 
@@ -199,8 +200,8 @@ def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
     read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
     before = [one.event for one in trace.strongest(256)]
     num_tokens = memory.num_tokens
-    outline = Outline(1, num_tokens, unranked, range(num_tokens, num_tokens))
-    passages = lm.asking.passages(fork, trace, question, outline)
+    frame = Frame(1, num_tokens, unranked, range(num_tokens, num_tokens))
+    passages = lm.asking.passages(fork, trace, question, frame)
     known, log = fork.recallable_spans(), fork.token_ids().tolist()
     spans = [
         *((known[max(one - 1, 0), 0], known[min(one + 1, len(known) - 1), 1]) for one in before[:5]),
@@ -238,9 +239,9 @@ def test_a_long_question_is_no_passage_of_its_own_and_an_earlier_turn_not_the_me
     trace = memory.trace_recall()
     question = lm.chat_format.question(STORY[:300], is_first=False)
     read_tokens(lm.model, lm.cache(memory), question, chunk_tokens=32)
-    outline = Outline.of(memory, head_stop=1, tail_start=turn_start, question_start=start)
-    assert outline.text_stop == turn_start and outline.conversation.stop == start
-    assert turn_start < outline.conversation.start  # some of the turn has left the local window
+    frame = Frame.of(memory, head_stop=1, tail_start=turn_start, question_start=start)
+    assert frame.text_stop == turn_start and frame.conversation.stop == start
+    assert turn_start < frame.conversation.start  # some of the turn has left the local window
     known = memory.recallable_spans()
     assert known[-1, 0] >= start  # and some of the question too
     monkeypatch.setattr(
@@ -248,9 +249,9 @@ def test_a_long_question_is_no_passage_of_its_own_and_an_earlier_turn_not_the_me
         "_surprises_after",
         lambda self, memory, spans, ids: np.array([-float(low) for low, _ in spans]),
     )
-    passages = lm.asking.passages(memory, trace, question, outline)
+    passages = lm.asking.passages(memory, trace, question, frame)
     events = [one for one in passages if isinstance(one, int)]
-    assert events and (known[events, 0] < outline.conversation.start).all()
+    assert events and (known[events, 0] < frame.conversation.start).all()
     assert (known[events, 0] < turn_start).any() or len(events) < len(passages)
 
 
@@ -262,10 +263,68 @@ def test_where_nothing_is_reranked_the_consensus_is_read_again(lm):
     read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
     before = trace.strongest(256)
     ends = (range(1, 4), range(memory.num_tokens - 9, memory.num_tokens))
-    outline = Outline(1, memory.num_tokens, ends, range(memory.num_tokens, memory.num_tokens))
-    passages = lm.asking.passages(fork, trace, question, outline)
+    frame = Frame(1, memory.num_tokens, ends, range(memory.num_tokens, memory.num_tokens))
+    passages = lm.asking.passages(fork, trace, question, frame)
     assert passages == [*(one.event for one in before), *ends]
     assert trace.strongest(256) == before
+
+
+@pytest.mark.parametrize("reranked", [0, 4])
+def test_what_an_answer_asks_for_is_read_anew_where_it_surprises(lm, monkeypatch, reranked):
+    memory = read(lm, recollect_every_tokens=3, rerank_events=reranked)
+    sought, contexts = [], []
+    find, put = Asking.passages, Asking.context
+
+    def passages(self, memory, trace, query, frame):
+        found = find(self, memory, trace, query, frame)
+        sought.append((list(query), found))
+        return found
+
+    def context(self, memory, passages, frame):
+        contexts.append(put(self, memory, passages, frame))
+        return contexts[-1]
+
+    monkeypatch.setattr(Asking, "passages", passages)
+    monkeypatch.setattr(Asking, "context", context)
+    monkeypatch.setattr("emllm.recollecting.is_surprising", lambda surprise, *, gamma: len(surprise) >= 4)
+    prompt = list(lm.chat_format.question(QUESTION, is_first=True))
+    trace = memory.trace_recall()
+    before: list[list[int]] = []
+    stream = lm.asking.answer(
+        memory,
+        prompt,
+        choose=lambda logits, generated: before.append(list(generated)) or int(logits.argmax()),
+        max_new_tokens=13,
+        trace=trace,
+        head_stop=memory.documents[0].start,
+        tail_start=memory.num_tokens,
+    )
+    ids = list(stream)
+    assert before == [ids[:i] for i in range(13)]
+    assert len(ids) == 13 and memory.token_ids(memory.num_tokens - 13).tolist() == ids
+    assert [query for query, _ in sought] == [prompt, prompt + ids[:5], prompt + ids[5:10]]
+    for begun, seen in zip((0, 5, 10), contexts, strict=True):
+        fresh = lm.memory(config=MemoryConfig.preset("full", chunk_tokens=32))
+        again = generate_tokens(
+            lm.model,
+            lm.cache(fresh),
+            [*seen, *prompt, *ids[:begun]],
+            choose=lambda logits, generated: int(logits.argmax()),
+            max_new_tokens=min(5, 13 - begun),
+            stop_ids=frozenset(),
+            chunk_tokens=32,
+        )
+        assert list(again) == ids[begun : begun + 5]
+    if reranked:
+        assert len(trace.chosen) == len(set(trace.chosen))
+        assert set(trace.chosen) == {one for _, found in sought for one in found}
+        assert len(lm.evidence(memory, trace, 100)) == len(trace.chosen)
+
+
+def test_a_token_surprises_beyond_those_before_it():
+    values = np.array([1.0, 3.0, 1.0, 3.0, 3.5], dtype=np.float32)
+    assert is_surprising(values, gamma=1.0) and not is_surprising(values, gamma=2.0)
+    assert not is_surprising(values[:1], gamma=0.0) and not is_surprising(values[:0], gamma=0.0)
 
 
 def test_what_the_template_recalls_is_no_part_of_the_consensus(lm):
@@ -354,9 +413,9 @@ def test_a_later_turn_is_answered_with_the_conversation_in_view(lm):
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(memory), prompt, chunk_tokens=32)
     head = memory.documents[0].start
-    outline = Outline.of(memory, head_stop=head, tail_start=documents_stop, question_start=start)
-    passages = lm.asking.passages(memory, trace, prompt, outline)
-    context = [*lm.asking.context(memory, passages, outline), *prompt]
+    frame = Frame.of(memory, head_stop=head, tail_start=documents_stop, question_start=start)
+    passages = lm.asking.passages(memory, trace, prompt, frame)
+    context = [*lm.asking.context(memory, passages, frame), *prompt]
     tail = memory.token_ids(max(documents_stop, memory.num_tokens - SMALL.local_tokens)).tolist()
     assert context[-len(tail) :] == tail and len(tail) > len(prompt)
 

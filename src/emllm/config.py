@@ -99,7 +99,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 PLACEMENT = ("device_budget", "host_budget")
 
 #: Settings that say how questions are answered: a memory keeps them, but may be opened with others.
-ASKING = ("recollect", "recollect_tokens", "rerank_events")
+ASKING = ("recollect", "recollect_tokens", "recollect_every_tokens", "rerank_events")
 
 #: Recall budget that covers any text: `recall_tokens = "all"`.
 UNLIMITED_TOKENS = 1 << 62
@@ -148,6 +148,9 @@ class MemoryConfig:
         recollect_tokens: of what is read again before a question: events, pieces of both ends of the text,
             the conversation so far; half at least for passages. None is a 32nd of what the model was
             trained on, 256 at least. It may differ likewise.
+        recollect_every_tokens: while answering from what was read again, seek and read anew what question and
+            answer so far ask for, where the answer surprises after at least so many tokens of it; 0 never
+            does. It may differ likewise.
         rerank_events: so many events of what all layers together recall are read again, each alone with the
             question, as are pieces of both ends of the text, and those are left after which it surprises
             least; 0 leaves the order of events, the ends after them. It may differ likewise.
@@ -180,6 +183,7 @@ class MemoryConfig:
     positions: str = "ordered"
     recollect: str = "auto"
     recollect_tokens: int | None = None
+    recollect_every_tokens: int = 0
     rerank_events: int = 8
     codec: str = "exact"
     device_budget: int | None = None
@@ -212,6 +216,7 @@ class MemoryConfig:
             ("refine_from_layer", 0),
             ("shortlist_events", 0),
             ("recollect_tokens", 1),
+            ("recollect_every_tokens", 0),
             ("rerank_events", 0),
             ("device_budget", 0),
             ("host_budget", 0),

@@ -59,8 +59,12 @@ def generate_tokens(
     max_new_tokens: int,
     stop_ids: frozenset[int],
     chunk_tokens: int,
+    before: Sequence[int] = (),
 ) -> Iterator[int]:
     """Read the prompt into the memory, then generate; yields ids until one of `stop_ids`.
+
+    Args:
+        before: ids at the end of the prompt that were generated already; they count when a token is chosen.
 
     Every id that is yielded is in the memory when the next one is asked for, but the last: when the
     generator ends, the memory holds the prompt and all yielded ids.
@@ -69,7 +73,7 @@ def generate_tokens(
     for start in range(0, len(prompt_ids), chunk_tokens):
         logits = _step(model, cache, prompt_ids[start : start + chunk_tokens])
     assert logits is not None, "a prompt has at least one token"
-    generated: list[int] = []
+    generated = list(before)
     for _ in range(max_new_tokens):
         token = choose(logits, generated)
         if token in stop_ids:

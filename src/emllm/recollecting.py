@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emllm.config import MemoryConfig
+from emllm.framing import Frame
 from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
 from emllm.reading import read_together, read_tokens
@@ -30,72 +31,8 @@ from emllm.recall.trace import RecallTrace, Usual
 _NUM_RANKED = 256
 #: A passage is not read again if a question surprises by so many nats more after it than after the best.
 RERANK_NATS = 10.0
-#: Of a piece of the text's end, at least: as long as an event with its neighbours.
-PIECE_TOKENS = 64
 #: What is asked to know what is recalled whatever is asked.
 NEUTRAL_QUESTION = "What is this text about?"
-
-
-@dataclass(frozen=True)
-class Outline:
-    """Where the parts of a log lie that no layer ranks, and those that always stand around passages.
-
-    Attributes:
-        text_start: what leads to the text ends there.
-        text_stop: what is said about the text begins there.
-        unranked: the beginning of the text, where some of it is among the sinks, with the event that follows,
-            and pieces of its end, from where the last event ends that has left the local window. Every layer
-            attends to sinks and local window as they are, so no recall can bring them back.
-        conversation: what was said so far, before the question, from where it has not left the local window.
-    """
-
-    text_start: int
-    text_stop: int
-    unranked: tuple[range, ...]
-    conversation: range
-
-    @classmethod
-    def of(cls, memory: EpisodicMemory, *, head_stop: int, tail_start: int, question_start: int) -> Outline:
-        """Of a memory that has read a question.
-
-        Args:
-            head_stop: what leads to the text ends there; at most a quarter of what the model was trained on
-                counts.
-            tail_start: where the conversation so far begins; what has left the local window is recalled.
-            question_start: where the question begins.
-        """
-        text_start = min(head_stop, memory.geometry.trained_tokens // 4, question_start)
-        text_stop = max(min(tail_start, question_start), text_start)
-        sinks_stop = min(max(text_start, memory.config.sink_tokens), question_start)
-        known = memory.recallable_spans()
-        recent_start = max(int(known[-1, 1]) if len(known) else 0, sinks_stop)
-        tail_start = max(min(max(tail_start, recent_start), question_start), sinks_stop)
-        unranked = []
-        if text_start < sinks_stop:
-            stop = max(int(known[0, 1]) if len(known) else 0, sinks_stop)
-            unranked.append(range(text_start, min(stop, tail_start)))
-        if recent_start < tail_start:
-            unranked += pieces(range(recent_start, tail_start), memory.recent_boundaries())
-        return cls(text_start, text_stop, tuple(unranked), range(tail_start, question_start))
-
-
-def pieces(span: range, boundaries: Sequence[int], *, least_tokens: int = PIECE_TOKENS) -> list[range]:
-    """A span of the log in pieces that end where events do, each with the last event of the one before it.
-
-    So any two events in a row stand in one piece together.
-
-    Args:
-        boundaries: where events end, ascending.
-        least_tokens: of a piece, without what it shares with the one before, but where there is one only.
-    """
-    edges = [one for one in boundaries if span.start < one < span.stop]
-    found, start, shared = [], span.start, span.start
-    for edge in edges:
-        if edge - start >= least_tokens and span.stop - edge >= least_tokens:
-            found.append(range(shared, edge))
-            start = edge
-            shared = max(one for one in (span.start, *edges) if one < edge)
-    return [*found, range(shared, span.stop)]
 
 
 @dataclass(frozen=True)
@@ -159,19 +96,57 @@ class Asking:
             unread = ()
         answer_ids: list[int] = []
         try:
-            outline = Outline.of(
+            frame = Frame.of(
                 memory, head_stop=head_stop, tail_start=tail_start, question_start=question_start
             )
-            passages = self.passages(memory, trace, question, outline)
-            context = [*self.context(memory, passages, outline), *prompt_ids]
-            fresh = self.fresh(MemoryConfig.preset("full", chunk_tokens=memory.config.chunk_tokens))
-            for token in self._generate(fresh, context, choose, max_new_tokens):
+            answer = self._recollected(memory, prompt_ids, question, frame, trace, choose, max_new_tokens)
+            for token in answer:
                 answer_ids.append(token)
                 yield token
         finally:
             if keep:
                 memory.end_trace()
                 self._read(memory, [*unread, *answer_ids])
+
+    def _recollected(
+        self,
+        memory: EpisodicMemory,
+        prompt_ids: Sequence[int],
+        question: Sequence[int],
+        frame: Frame,
+        trace: RecallTrace,
+        choose: Chooser,
+        max_new_tokens: int,
+    ) -> Iterator[int]:
+        """Generate from passages, which `recollect_every_tokens` seeks anew where the answer surprises.
+
+        Then the answer so far asks as well: on a fork that reads it, its recalls are added to the question's.
+        (After FLARE, Jiang et al. 2023, arXiv 2305.06983, which writes a sentence anew where a token of it
+        was improbable; here what is said stays.)
+        """
+        every, gamma = memory.config.recollect_every_tokens, memory.config.gamma
+        answer: list[int] = []
+        query = question
+        while True:
+            chosen, trace.chosen = trace.chosen, None
+            passages = self.passages(memory, trace, query, frame)
+            if chosen is not None:
+                trace.choose([*chosen, *(one for one in passages if one not in chosen)])
+            context = [*self.context(memory, passages, frame), *prompt_ids, *answer]
+            fresh = self.fresh(MemoryConfig.preset("full", chunk_tokens=memory.config.chunk_tokens))
+            begun = len(answer)
+            for token in self._generate(fresh, context, choose, max_new_tokens - begun, before=answer):
+                answer.append(token)
+                yield token
+                is_enough = 0 < every <= len(answer) - begun and len(answer) < max_new_tokens
+                if is_enough and is_surprising(fresh.surprise(len(context)), gamma=gamma):
+                    break
+            else:
+                return
+            memory = memory.fork()
+            memory.trace_recall(trace)
+            self._read(memory, answer[begun:])
+            query = [*question, *answer[begun:]]
 
     def usual(self, memory: EpisodicMemory) -> Usual:
         """What a neutral question recalls, asked on a fork: no evidence for any other.
@@ -187,7 +162,7 @@ class Asking:
         return moment.usual
 
     def passages(
-        self, memory: EpisodicMemory, trace: RecallTrace, question: Sequence[int], outline: Outline
+        self, memory: EpisodicMemory, trace: RecallTrace, question: Sequence[int], frame: Frame
     ) -> list[int | range]:
         """What is worth reading again for a question, the best first: events, and pieces of the text's ends.
 
@@ -200,9 +175,9 @@ class Asking:
         """
         limit = memory.config.rerank_events or _NUM_RANKED
         known = memory.recallable_spans()
-        before = outline.conversation.start
+        before = frame.conversation.start
         events = [one.event for one in trace.strongest(limit) if known[one.event, 0] < before]
-        unranked = outline.unranked
+        unranked = frame.unranked
         if not memory.config.rerank_events or len(events) + len(unranked) < 2 or not question:
             return [*events, *unranked]
         spans = [
@@ -210,7 +185,7 @@ class Asking:
             for event in events
         ] + [(one.start, one.stop) for one in unranked]
         nats = self._surprises_after(memory, [(start, min(stop, before)) for start, stop in spans], question)
-        is_text = np.array([known[event, 0] < outline.text_stop for event in events] + [True] * len(unranked))
+        is_text = np.array([known[event, 0] < frame.text_stop for event in events] + [True] * len(unranked))
         is_kept = nats <= nats[is_text].min(initial=np.inf) + RERANK_NATS
         found = [[*events, *unranked][i] for i in np.argsort(nats, kind="stable") if is_kept[i]]
         trace.choose(found)
@@ -234,20 +209,20 @@ class Asking:
                 nats[i] = one.surprise(len(texts[i]) - len(question), len(texts[i])).sum()
         return nats
 
-    def context(self, memory: EpisodicMemory, passages: Sequence[int | range], outline: Outline) -> list[int]:
+    def context(self, memory: EpisodicMemory, passages: Sequence[int | range], frame: Frame) -> list[int]:
         """What is read before the question in place of the memory: what leads to the text, passages in order,
         the conversation.
 
         The conversation counts among the tokens that are read again; half of them are for passages whatever
         its length.
         """
-        talk = outline.conversation
+        talk = frame.conversation
         budget = memory.config.recollect_tokens
         spans = [
-            (0, outline.text_start),
+            (0, frame.text_start),
             *spans_to_reread(
                 passages,
-                memory.recallable_spans().clip(outline.text_start, talk.start),
+                memory.recallable_spans().clip(frame.text_start, talk.start),
                 budget_tokens=max(budget - len(_kept(memory, talk.start, talk.stop)), budget // 2),
             ),
             (talk.start, talk.stop),
@@ -255,7 +230,7 @@ class Asking:
         ids: list[int] = []
         for start, stop in joined_spans(np.array(sorted(span for span in spans if span[0] < span[1]))):
             ids += _kept(memory, start, stop)
-            ids += self.between if outline.text_start != stop != outline.conversation.stop else ()
+            ids += self.between if frame.text_start != stop != frame.conversation.stop else ()
         return ids
 
     def _read(self, memory: EpisodicMemory, token_ids: Sequence[int]) -> None:
@@ -265,7 +240,12 @@ class Asking:
             read_tokens(self.model, self.cache_of(memory), token_ids, chunk_tokens=chunk_tokens)
 
     def _generate(
-        self, memory: EpisodicMemory, prompt_ids: Sequence[int], choose: Chooser, max_new_tokens: int
+        self,
+        memory: EpisodicMemory,
+        prompt_ids: Sequence[int],
+        choose: Chooser,
+        max_new_tokens: int,
+        before: Sequence[int] = (),
     ) -> Iterator[int]:
         return generate_tokens(
             self.model,
@@ -275,6 +255,7 @@ class Asking:
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             chunk_tokens=memory.config.chunk_tokens,
+            before=before,
         )
 
 
@@ -286,6 +267,12 @@ def _kept(memory: EpisodicMemory, start: int, stop: int) -> list[int]:
             ids += memory.token_ids(start, min(hole_start, stop)).tolist()
         start = max(start, hole_stop)
     return ids
+
+
+def is_surprising(surprise: NDArray[np.float32], *, gamma: float) -> bool:
+    """Whether the last token surprises beyond those before it, as where an event begins (EM-LLM, Eq. 1)."""
+    known = surprise[:-1]
+    return len(known) > 0 and bool(surprise[-1] > known.mean() + gamma * known.std())
 
 
 def alike(lengths: Sequence[int], *, most_tokens: int) -> list[list[int]]:
