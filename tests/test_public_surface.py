@@ -108,7 +108,6 @@ def test_a_memory_offers_these_methods():
         "place",
         "read",
         "recallable_spans",
-        "recent_boundaries",
         "rest",
         "surprise",
         "texts_from",

@@ -145,15 +145,15 @@ class MemoryConfig:
         recollect: whether a question is answered from what all layers together recall for it, read again in
             order: `never`, `always`, or `auto`, where not all of the text can be attended to. It
             may differ whenever a memory is opened.
-        recollect_tokens: of what is read again before a question: events, pieces of both ends of the text,
-            the conversation so far; half at least for passages. None is a 32nd of what the model was
+        recollect_tokens: of what is read again before a question: events, the beginning and the end of the
+            text, the conversation so far; half at least for events. None is a 32nd of what the model was
             trained on, 256 at least. It may differ likewise.
         recollect_every_tokens: while answering from what was read again, seek and read anew what question and
             answer so far ask for, where the answer surprises after at least so many tokens of it; 0 never
             does. It may differ likewise.
         rerank_events: so many events of what all layers together recall are read again, each alone with the
-            question, as are pieces of both ends of the text, and those are left after which it surprises
-            least; 0 leaves the order of events, the ends after them. It may differ likewise.
+            question, as are both ends of the text, and those are left after which it surprises least; 0
+            leaves the order of events, and both ends. It may differ likewise.
         codec: how keys and values are stored once they have left the local window: `exact`, `bf16`, `fp8`,
             `int8` or `int4`.
         device_budget: bytes of stored keys and values kept where the layers compute; None is chosen

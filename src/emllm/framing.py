@@ -5,13 +5,9 @@ This module does not know how passages are found or what is asked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emllm.memory import EpisodicMemory
-
-#: Of a piece of the text's end, at least: as long as an event with its neighbours.
-PIECE_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -22,7 +18,7 @@ class Frame:
         text_start: what leads to the text ends there.
         text_stop: what is said about the text begins there.
         unranked: the beginning of the text, where some of it is among the sinks, with the event that follows,
-            and pieces of its end, from where the last event ends that has left the local window. Every layer
+            and its end, from where the last event ends that has left the local window. Every layer
             attends to sinks and local window as they are, so no recall can bring them back.
         conversation: what was said so far, before the question, from where it has not left the local window.
     """
@@ -53,24 +49,5 @@ class Frame:
             stop = max(int(known[0, 1]) if len(known) else 0, sinks_stop)
             unranked.append(range(text_start, min(stop, tail_start)))
         if recent_start < tail_start:
-            unranked += pieces(range(recent_start, tail_start), memory.recent_boundaries())
+            unranked.append(range(recent_start, tail_start))
         return cls(text_start, text_stop, tuple(unranked), range(tail_start, question_start))
-
-
-def pieces(span: range, boundaries: Sequence[int], *, least_tokens: int = PIECE_TOKENS) -> list[range]:
-    """A span of the log in pieces that end where events do, each with the last event of the one before it.
-
-    So any two events in a row stand in one piece together.
-
-    Args:
-        boundaries: where events end, ascending.
-        least_tokens: of a piece, without what it shares with the one before, but where there is one only.
-    """
-    edges = [one for one in boundaries if span.start < one < span.stop]
-    found, start, shared = [], span.start, span.start
-    for edge in edges:
-        if edge - start >= least_tokens and span.stop - edge >= least_tokens:
-            found.append(range(shared, edge))
-            start = edge
-            shared = max(one for one in (span.start, *edges) if one < edge)
-    return [*found, range(shared, span.stop)]

@@ -1,8 +1,8 @@
 """Answering a question: through the memory as it is, or from the passages that it recalls, read again.
 
 Recollecting takes three readings. The question is read with the whole memory. The strongest of the events
-that all layers together recall for it are read again, each alone before the question, and so are pieces of
-the two ends of the text, which no layer ranks: the less the question surprises after a passage, the more it
+that all layers together recall for it are read again, each alone before the question, and so are the two
+ends of the text, which no layer ranks: the less the question surprises after a passage, the more it
 has to do with it (query likelihood, as in Sachan et al. 2022, arXiv 2204.07496). What comes first then, with
 its neighbours in time, is read again in order, before the same question, in a small context of its own with
 full attention, and the answer comes from there. The setting `recollect` says whether, `rerank_events` how
@@ -24,7 +24,7 @@ from emllm.framing import Frame
 from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
 from emllm.reading import read_together, read_tokens
-from emllm.recall.rereading import REACH, joined_spans, spans_to_reread
+from emllm.recall.rereading import REACH, events_to_reread, joined_spans
 from emllm.recall.trace import RecallTrace, Usual
 
 #: Events of the consensus that are looked at: more than ever fit.
@@ -164,14 +164,14 @@ class Asking:
     def passages(
         self, memory: EpisodicMemory, trace: RecallTrace, question: Sequence[int], frame: Frame
     ) -> list[int | range]:
-        """What is worth reading again for a question, the best first: events, and pieces of the text's ends.
+        """What is worth reading again for a question, the best first: events, and the ends of the text.
 
         The strongest of the trace in order of how little the question surprises after each: the surprise of
         all its ids together, in nats, after the event with its neighbours as they would be read again. What
         surprises by `RERANK_NATS` more than the best of the text is left out: beside a passage that fits,
-        others that are like it mislead a small model. An earlier turn of the conversation, in which the same
-        may have been asked, does not make the text superfluous. The trace is told what is left. Where nothing
-        is reranked, the strongest events come first, as no layer ranks the ends.
+        others that are like it mislead a small model, and so does what was read last. An earlier turn of the
+        conversation, in which the same may have been asked, does not make the text superfluous. The trace is
+        told what is left. Where nothing is reranked, all are, the ends last.
         """
         limit = memory.config.rerank_events or _NUM_RANKED
         known = memory.recallable_spans()
@@ -213,19 +213,22 @@ class Asking:
         """What is read before the question in place of the memory: what leads to the text, passages in order,
         the conversation.
 
-        The conversation counts among the tokens that are read again; half of them are for passages whatever
-        its length.
+        The conversation and the passages that no layer ranks count among the tokens that are read again; half
+        of them are for events whatever their length.
         """
-        talk = frame.conversation
+        known, talk = memory.recallable_spans(), frame.conversation
+        ends = [one for one in passages if isinstance(one, range)]
+        taken = sum(len(_kept(memory, one.start, one.stop)) for one in (*ends, talk))
         budget = memory.config.recollect_tokens
+        events = events_to_reread(
+            [one for one in passages if isinstance(one, int)],
+            known[:, 1] - known[:, 0],
+            budget_tokens=max(budget - taken, budget // 2),
+        )
         spans = [
             (0, frame.text_start),
-            *spans_to_reread(
-                passages,
-                memory.recallable_spans().clip(frame.text_start, talk.start),
-                budget_tokens=max(budget - len(_kept(memory, talk.start, talk.stop)), budget // 2),
-            ),
-            (talk.start, talk.stop),
+            *map(tuple, known[events].clip(frame.text_start, talk.start).tolist()),
+            *((one.start, one.stop) for one in (*ends, talk)),
         ]
         ids: list[int] = []
         for start, stop in joined_spans(np.array(sorted(span for span in spans if span[0] < span[1]))):

@@ -225,11 +225,6 @@ class SequenceMemory:
         """Spans ``[n, 2]`` of the events that have left the local window, in time order."""
         return self._events.spans(0, self._events.num_recallable)
 
-    def recent_boundaries(self) -> list[int]:
-        """Where events end that have not left the local window, as if the text ended here; ascending."""
-        closed = self._events.stops[self._events.num_recallable :].tolist()
-        return [*closed, *self.closing_boundaries()]
-
     @property
     def is_selective(self) -> bool:
         """Whether events have left the local window that cannot all be recalled at once."""

@@ -1,4 +1,4 @@
-"""Which tokens are read again: passages by what they are worth, with what stood beside them.
+"""Which passages are worth reading again: what the layers agree on, with what stood beside it.
 
 Layers agree better than any one of them (`recall.trace`), and what was recalled keeps the meaning that it had
 where it stood; read again in order and at native positions, beside the question alone, it is as good as if
@@ -17,31 +17,26 @@ from numpy.typing import NDArray
 REACH = 1
 
 
-def spans_to_reread(
-    passages: Sequence[int | range], known: NDArray[np.int64], *, budget_tokens: int, reach: int = REACH
-) -> list[tuple[int, int]]:
-    """The spans of passages, events with their neighbours, within a budget of tokens, in time order.
+def events_to_reread(
+    ranking: Sequence[int], sizes: NDArray[np.int64], *, budget_tokens: int, reach: int = REACH
+) -> list[int]:
+    """The events of a ranking with their neighbours, within a budget of tokens, in time order.
 
     Args:
-        passages: events and spans of tokens, the one that matters most first.
-        known: spans ``[n, 2]`` of the events, none overlapping.
-        budget_tokens: never exceeded; what does not fit is passed over, and no token counts twice.
+        ranking: events, the one that matters most first.
+        sizes: tokens of each event.
+        budget_tokens: never exceeded; what does not fit is passed over.
         reach: neighbours on each side; the nearest first, the later one before the earlier.
     """
     taken: set[int] = set()
-    for passage in passages:
-        for span in _with_neighbours(passage, known, reach):
-            fresh = taken.union(span)
-            if len(fresh) <= budget_tokens:
-                taken = fresh
-    return joined_spans(np.array([(token, token + 1) for token in sorted(taken)]).reshape(-1, 2))
-
-
-def _with_neighbours(passage: int | range, known: NDArray[np.int64], reach: int) -> list[range]:
-    if isinstance(passage, range):
-        return [passage]
-    near = [passage + step * side for step in range(1, reach + 1) for side in (1, -1)]
-    return [range(*known[one]) for one in (passage, *near) if 0 <= one < len(known)]
+    left = budget_tokens
+    for event in ranking:
+        near = [event + step * side for step in range(1, reach + 1) for side in (1, -1)]
+        for one in (event, *near):
+            if 0 <= one < len(sizes) and one not in taken and sizes[one] <= left:
+                taken.add(one)
+                left -= int(sizes[one])
+    return sorted(taken)
 
 
 def joined_spans(spans: NDArray[np.int64]) -> list[tuple[int, int]]:
