@@ -18,7 +18,7 @@ Spans are half-open, ``[start, stop)``; token indices are absolute positions in 
 This module does not know any tensor, model or setting.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Logits = Float[Tensor, "T V"]
@@ -27,8 +27,5 @@ Surprise = Float[Tensor, " T"]  # nats
 Queries = Float[Tensor, "H T D"]
 ChunkKeys = Float[Tensor, "K T D"]
 Keys = Float[Tensor, "K S D"]
-Values = Float[Tensor, "K S D"]
 EventKeys = Float[Tensor, "K N R D"]
 Scores = Float[Tensor, " N"]
-TokenIdx = Int[Tensor, " S"]
-Flags = Bool[Tensor, " T"]
