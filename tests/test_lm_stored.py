@@ -192,3 +192,11 @@ def test_a_document_that_was_begun_and_not_read_leaves_no_trace(lm, tmp_path):
         assert memory.documents == [] and memory.dialogue == "opened"
         memory.read(STORY, name="story")
     assert verify(tmp_path / "mem") == []
+
+
+def test_a_conversation_was_computed_with_the_document_in_view_as_well(lm, tmp_path):
+    with lm.memory(tmp_path / "m", SMALL) as memory:
+        memory.read(STORY, name="story")
+        memory.read(OTHER, name="other")
+        lm.answer(memory, "Who loved to play?", sampling=SHORT)
+        assert memory.forget("story").later == ["other", "the conversation"]

@@ -90,11 +90,10 @@ def _first_affected(stored: Stored, name: str | None) -> int | None:
 
 
 def _later(stored: Stored, start: int | None) -> list[str]:
-    """What was read after a token, by name."""
-    if start is None:
-        return []
-    later = [document.name for document in stored.contents.documents if document.start > start]
-    return [*later, "the conversation"] if stored.is_conversation else later
+    """What was read after a document that begins at this token, by name."""
+    from emllm.memory.forgetting import read_after
+
+    return [] if start is None else read_after(stored.contents, start + 1)
 
 
 def _forget(stored: Stored, name: str, *, as_json: bool) -> Forgotten:

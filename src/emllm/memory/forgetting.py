@@ -25,11 +25,13 @@ from emllm.memory.index_files import split_event_keys, write_index
 from emllm.segmentation.baselines import SentenceStarts
 from emllm.store import erasing
 from emllm.store.codecs import make_codec
-from emllm.store.contents import Change, DocumentRecord
+from emllm.store.contents import Change, Contents, DocumentRecord
 from emllm.store.files import FileRecord
 from emllm.store.folder import MemoryFolder
 from emllm.store.slabs import LayerShape
 
+#: How to speak of questions and answers that became part of a memory.
+CONVERSATION = "the conversation"
 #: What a snapshot says of a layer that has recalled nothing.
 FRESH_LAYER: dict[str, Any] = {"plan": None, "queue": [], "num_recalls": 0, "num_ranked": None}
 
@@ -41,7 +43,7 @@ class Forgotten:
     Attributes:
         num_tokens: of the document.
         num_events: that began and ended in it.
-        later: documents that were read with it in view.
+        later: what was read with it in view: documents, and `CONVERSATION`.
     """
 
     num_tokens: int
@@ -71,8 +73,14 @@ def forget(path: Path | str, name: str) -> Forgotten:
         assert begun is not None
         with suppress(StoreError):  # it only makes the next opening faster
             write_index(folder)
-        later = [document.name for document in documents if document.start >= begun["stop"]]
+        later = read_after(folder.contents, begun["stop"])
         return Forgotten(begun["stop"] - begun["start"], begun["events"], later)
+
+
+def read_after(contents: Contents, token: int) -> list[str]:
+    """What was read from a token on, by name: documents, and the conversation about them."""
+    later = [document.name for document in contents.documents if document.start >= token]
+    return [*later, CONVERSATION] if contents.state.get("dialogue") == "answered" else later
 
 
 def _digest(folder: MemoryFolder, name: str) -> str:
