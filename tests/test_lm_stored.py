@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from tests.support.stories import SHORT, SMALL, STORY
 
-from emllm import Document, EpisodicLM, MemoryConfig
+from emllm import Document, EpisodicLM, EpisodicMemory, MemoryConfig
 from emllm.errors import ConfigError, InputError, StoreError
 from emllm.store.contents import DocumentRecord
 from emllm.store.maintenance import clone, copy, verify
@@ -200,3 +201,26 @@ def test_a_conversation_was_computed_with_the_document_in_view_as_well(lm, tmp_p
         memory.read(OTHER, name="other")
         lm.answer(memory, "Who loved to play?", sampling=SHORT)
         assert memory.forget("story").later == ["other", "the conversation"]
+
+
+def test_ctrl_c_in_the_midst_of_a_chunk_waits_until_it_is_whole(lm, tmp_path, monkeypatch):
+    with lm.memory(tmp_path / "whole", SMALL) as undisturbed:
+        undisturbed.read(STORY, name="story")
+        expected = spans(undisturbed), answer(lm, undisturbed)
+    cut = EpisodicMemory._cut
+    with lm.memory(tmp_path / "m", SMALL) as memory:
+        for _ in range(2):
+
+            def interrupted(self, *args, **named):
+                monkeypatch.setattr(EpisodicMemory, "_cut", cut)
+                signal.raise_signal(signal.SIGINT)  # the log has the chunk, the events do not
+                return cut(self, *args, **named)
+
+            monkeypatch.setattr(EpisodicMemory, "_cut", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                memory.read(STORY, name="story")
+        memory.read(STORY, name="story")
+        assert memory.documents[-1].stop == memory.num_tokens
+        assert (spans(memory), answer(lm, memory)) == expected
+    with lm.memory(tmp_path / "m", read_only=True) as memory:
+        assert (spans(memory), answer(lm, memory)) == expected

@@ -1,10 +1,13 @@
-"""What this machine has left, and how it hands out memory; nothing here imports torch."""
+"""What this machine has left, how it hands out memory, and when it interrupts; nothing here imports torch."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: Names of glibc's `mallopt`, and what we ask for: blocks up to a gigabyte come from memory that is kept.
@@ -45,3 +48,20 @@ def free_ram_bytes() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of this; in another thread than the main one it never comes anyway."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    waiting: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)

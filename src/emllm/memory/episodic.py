@@ -20,6 +20,7 @@ from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.dims import Logits, Surprise, TokenIds
 from emllm.errors import InputError
+from emllm.machine import uninterrupted
 from emllm.memory.cutting import PieceOf
 from emllm.memory.events import Event
 from emllm.memory.forgetting import Forgotten
@@ -105,8 +106,12 @@ class EpisodicMemory(SequenceMemory):
 
     @torch.no_grad()
     def commit(self, token_ids: TokenIds, logits: Logits) -> None:
-        """As in any sequence; where this memory has a home, the chunk is on its way there afterwards."""
-        super().commit(token_ids, logits)
+        """As in any sequence; where this memory has a home, the chunk is on its way there afterwards.
+
+        Ctrl-C waits until the chunk is whole.
+        """
+        with uninterrupted():
+            super().commit(token_ids, logits)
         if self.home is not None:
             self.home.committed(self)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from emllm.errors import StoreError
+from emllm.machine import uninterrupted
 from emllm.memory.forgetting import Forgotten, forget
 from emllm.memory.index_files import after_index, write_index
 from emllm.memory.opening import Kept, load
@@ -137,8 +138,9 @@ class FolderHome:
         if self._is_closed:
             raise StoreError(f"{self._folder.path}: is closed; open it again")
         self._finish(memory)
-        job = self._job(memory)
-        self._writing = job, self._writer.submit(self._write, job)
+        with uninterrupted():
+            job = self._job(memory)
+            self._writing = job, self._writer.submit(self._write, job)
 
     def _job(self, memory: EpisodicMemory) -> _Job:
         log, events = memory._log, memory._events
@@ -180,13 +182,14 @@ class FolderHome:
             return
         job, writing = self._writing
         wait([writing])  # interrupted here, it is waited for again
-        self._writing = None
-        records, self._state_record = writing.result()
-        self._num_events += len(job.change.new_events)
-        self._durable_tokens = job.change.num_tokens
-        for unit_idx, record in records.items():
-            self._kept[unit_idx].record = record
-        self._hand_over(memory)
+        with uninterrupted():
+            self._writing = None
+            records, self._state_record = writing.result()
+            self._num_events += len(job.change.new_events)
+            self._durable_tokens = job.change.num_tokens
+            for unit_idx, record in records.items():
+                self._kept[unit_idx].record = record
+            self._hand_over(memory)
 
     def _unit_file(self, memory: EpisodicMemory, unit: Unit, kept: Kept, *, is_final: bool) -> _NewFile:
         log, tiers = memory._log, memory._log.tiers
