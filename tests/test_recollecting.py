@@ -69,6 +69,11 @@ def agreeing(one, other):
     )
 
 
+def chosen(trace):
+    """What was chosen of a trace: events and spans."""
+    return [one if isinstance(one, range) else one.event for one in trace.chosen]
+
+
 def test_the_context_is_the_head_then_passages_of_the_text_in_order_then_the_tail(lm):
     voting = {
         "scorer": "votes",
@@ -188,7 +193,7 @@ def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
     read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
     before = [one.event for one in trace.strongest(256)]
     num_tokens = memory.num_tokens
-    frame = Frame(1, num_tokens, unranked, range(num_tokens, num_tokens))
+    frame = Frame(len(fork.recallable_spans()), 1, num_tokens, unranked, range(num_tokens, num_tokens))
     passages = lm.asking.passages(fork, trace, question, frame)
     known, log = fork.recallable_spans(), fork.token_ids().tolist()
     spans = [
@@ -201,9 +206,8 @@ def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
     most = min(surprises) + nats + 1e-4
     assert len(set(before[:5])) == 5
     order = [i for i in np.argsort(surprises) if surprises[i] <= most]
-    assert passages == list(trace.chosen) == [[*before[:5], *unranked][i] for i in order]
-    events = [before[i] for i in np.argsort(surprises[:5]) if surprises[i] <= most]
-    assert [one.event for one in trace.strongest(256)] == events
+    assert passages == chosen(trace) == [[*before[:5], *unranked][i] for i in order]
+    assert [one.event for one in trace.strongest(256)] == before
     assert fork.token_ids().tolist() == log
 
 
@@ -251,7 +255,9 @@ def test_where_nothing_is_reranked_the_consensus_is_read_again(lm):
     read_tokens(lm.model, lm.cache(fork), question, chunk_tokens=32)
     before = trace.strongest(256)
     ends = (range(1, 4), range(memory.num_tokens - 9, memory.num_tokens))
-    frame = Frame(1, memory.num_tokens, ends, range(memory.num_tokens, memory.num_tokens))
+    frame = Frame(
+        len(fork.recallable_spans()), 1, memory.num_tokens, ends, range(memory.num_tokens, memory.num_tokens)
+    )
     passages = lm.asking.passages(fork, trace, question, frame)
     assert passages == [*(one.event for one in before), *ends]
     assert trace.strongest(256) == before
@@ -303,10 +309,10 @@ def test_what_an_answer_asks_for_is_read_anew_where_it_surprises(lm, monkeypatch
             chunk_tokens=32,
         )
         assert list(again) == ids[begun : begun + 5]
-    if reranked:
-        assert len(trace.chosen) == len(set(trace.chosen))
-        assert set(trace.chosen) == {one for _, found in sought for one in found}
-        assert len(lm.evidence(memory, trace, 100)) == len(trace.chosen)
+    assert len(chosen(trace)) == len(set(chosen(trace)))
+    assert set(chosen(trace)) == {one for _, found in sought for one in found}
+    assert chosen(trace)[: len(sought[-1][1])] == sought[-1][1]  # the latest first
+    assert len(lm.evidence(memory, trace, 1000)) == len(trace.chosen)
 
 
 def test_a_token_surprises_beyond_those_before_it():

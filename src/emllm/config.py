@@ -148,9 +148,9 @@ class MemoryConfig:
         recollect_tokens: of what is read again before a question: events, the beginning and the end of the
             text, the conversation so far; half at least for events. None is a 32nd of what the model was
             trained on, 256 at least. It may differ likewise.
-        recollect_every_tokens: while answering from what was read again, seek and read anew what question and
-            answer so far ask for, where the answer surprises after at least so many tokens of it; 0 never
-            does. It may differ likewise.
+        recollect_every_tokens: while answering from what was read again, seek and read anew what the question
+            and what was said since ask for, where the answer surprises after at least so many tokens; 0
+            never does. It may differ likewise.
         rerank_events: so many events of what all layers together recall are read again, each alone with the
             question, as are both ends of the text, and those are left after which it surprises least; 0
             leaves the order of events, and both ends. It may differ likewise.

@@ -41,8 +41,6 @@ def evidence_of(
 
     if trace.chosen is None:
         return tuple(map(event, trace.strongest(limit)))
-    known = {one.event: one for one in trace.strongest(len(trace.chosen))}
     return tuple(
-        passage(one.start, one.stop) if isinstance(one, range) else event(known[one])
-        for one in trace.chosen[:limit]
+        passage(one.start, one.stop) if isinstance(one, range) else event(one) for one in trace.chosen[:limit]
     )

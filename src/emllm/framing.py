@@ -15,6 +15,7 @@ class Frame:
     """Where the parts of a log lie that no layer ranks, and those that always stand around passages.
 
     Attributes:
+        num_events: that can be recalled; later ones are of the question.
         text_start: what leads to the text ends there.
         text_stop: what is said about the text begins there.
         unranked: the beginning of the text, where some of it is among the sinks, with the event that follows,
@@ -23,6 +24,7 @@ class Frame:
         conversation: what was said so far, before the question, from where it has not left the local window.
     """
 
+    num_events: int
     text_start: int
     text_stop: int
     unranked: tuple[range, ...]
@@ -50,4 +52,4 @@ class Frame:
             unranked.append(range(text_start, min(stop, tail_start)))
         if recent_start < tail_start:
             unranked.append(range(recent_start, tail_start))
-        return cls(text_start, text_stop, tuple(unranked), range(tail_start, question_start))
+        return cls(len(known), text_start, text_stop, tuple(unranked), range(tail_start, question_start))

@@ -24,6 +24,7 @@ from emllm.framing import Frame
 from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
 from emllm.reading import read_together, read_tokens
+from emllm.recall.queries import ASKING_TOKENS
 from emllm.recall.rereading import REACH, events_to_reread, joined_spans
 from emllm.recall.trace import RecallTrace, Usual
 
@@ -120,18 +121,16 @@ class Asking:
     ) -> Iterator[int]:
         """Generate from passages, which `recollect_every_tokens` seeks anew where the answer surprises.
 
-        Then the answer so far asks as well: on a fork that reads it, its recalls are added to the question's.
-        (After FLARE, Jiang et al. 2023, arXiv 2305.06983, which writes a sentence anew where a token of it
-        was improbable; here what is said stays.)
+        After a token that surprises, what was said since asks as well: on a fork that reads it, its recalls
+        are added to the question's, and passages are held against both. (After FLARE, Jiang et al. 2023,
+        arXiv 2305.06983, which writes a sentence anew where a token of it was improbable; here what is said
+        stays.)
         """
         every, gamma = memory.config.recollect_every_tokens, memory.config.gamma
         answer: list[int] = []
         query = question
         while True:
-            chosen, trace.chosen = trace.chosen, None
             passages = self.passages(memory, trace, query, frame)
-            if chosen is not None:
-                trace.choose([*chosen, *(one for one in passages if one not in chosen)])
             context = [*self.context(memory, passages, frame), *prompt_ids, *answer]
             fresh = self.fresh(MemoryConfig.preset("full", chunk_tokens=memory.config.chunk_tokens))
             begun = len(answer)
@@ -145,7 +144,8 @@ class Asking:
                 return
             memory = memory.fork()
             memory.trace_recall(trace)
-            self._read(memory, answer[begun:])
+            for start in range(begun, len(answer), ASKING_TOKENS):  # more at once are read, not asked
+                self._read(memory, answer[start : start + ASKING_TOKENS])
             query = [*question, *answer[begun:]]
 
     def usual(self, memory: EpisodicMemory) -> Usual:
@@ -176,9 +176,14 @@ class Asking:
         limit = memory.config.rerank_events or _NUM_RANKED
         known = memory.recallable_spans()
         before = frame.conversation.start
-        events = [one.event for one in trace.strongest(limit) if known[one.event, 0] < before]
+        events = [
+            one.event
+            for one in trace.strongest(limit)
+            if one.event < frame.num_events and known[one.event, 0] < before
+        ]
         unranked = frame.unranked
         if not memory.config.rerank_events or len(events) + len(unranked) < 2 or not question:
+            trace.choose([*events, *unranked])
             return [*events, *unranked]
         spans = [
             (int(known[max(event - REACH, 0), 0]), int(known[min(event + REACH, len(known) - 1), 1]))

@@ -55,12 +55,18 @@ def test_the_strongest_come_first_and_no_more_than_asked_for(rows, limit):
 
 
 @given(score_lists, st.permutations(range(6)), st.integers(0, 6), st.integers(0, 8))
-def test_what_was_chosen_alone_is_strongest_in_its_order_and_with_its_scores(rows, order, num_chosen, limit):
+def test_what_was_chosen_is_kept_in_its_order_and_with_its_scores(rows, order, num_chosen, limit):
     trace = traced(rows)
     before = {one.event: one for one in trace.strongest(6)}
     chosen = [event for event in order[:num_chosen] if event in before]
+    strongest = trace.strongest(limit)
     trace.choose([*chosen[:2], range(3, 9), *chosen[2:]])
-    assert trace.strongest(limit) == [before[event] for event in chosen][:limit]
+    assert list(trace.chosen) == [
+        *(before[i] for i in chosen[:2]),
+        range(3, 9),
+        *(before[i] for i in chosen[2:]),
+    ]
+    assert trace.strongest(limit) == strongest
 
 
 def test_an_event_counts_the_layers_that_recalled_it_each_once():
@@ -88,6 +94,19 @@ def test_nothing_recalled_is_no_evidence():
     assert trace.strongest(3) == []
     trace.add(0, np.array([2.0, 2.0], dtype=np.float32), [0])
     assert trace.strongest(3) == []
+
+
+def test_what_was_chosen_stays_as_it_stood_whatever_is_recalled_later():
+    trace = RecallTrace()
+    trace.take_off(Usual((), {0: np.array([2.0, 0.0, 0.0], dtype=np.float32)}))
+    trace.add(0, np.array([9.0, 0.0, 0.0], dtype=np.float32), [0, 1])
+    trace.choose([0, range(5, 7)])
+    (before, _) = trace.chosen
+    trace.add(0, np.array([0.0, 9.0, 0.0], dtype=np.float32), [1])
+    assert 0 not in [one.event for one in trace.strongest(9)]  # no more than usual, over both
+    trace.choose([1, range(5, 7), range(8, 9)])
+    assert [getattr(one, "event", one) for one in trace.chosen] == [1, range(5, 7), range(8, 9), 0]
+    assert trace.chosen[-1] == before
 
 
 def test_an_event_that_every_moment_recalls_is_no_evidence_beside_one_that_stands_out_now():

@@ -219,7 +219,7 @@ class RecallTrace:
         self._layers: dict[int, set[int]] = {}
         self._usual: Mapping[int, NDArray[np.float32]] = {}
         #: See `choose`; None where nobody chose.
-        self.chosen: tuple[int | range, ...] | None = None
+        self.chosen: tuple[RecalledEvent | range, ...] | None = None
 
     def add(
         self,
@@ -243,10 +243,19 @@ class RecallTrace:
     def choose(self, passages: Sequence[int | range]) -> None:
         """These alone are the strongest, in this order, as somebody found who looked at them closely.
 
+        What was chosen before comes after them, as it stood then.
+
         Args:
             passages: events, and spans of the log that no layer ranks.
         """
-        self.chosen = tuple(passages)
+        totals = self._telling_totals()
+        fresh = [one if isinstance(one, range) else self._recalled(one, totals) for one in passages]
+        known = {one if isinstance(one, range) else one.event for one in fresh}
+        earlier = self.chosen or ()
+        self.chosen = (
+            *fresh,
+            *(one for one in earlier if (one if isinstance(one, range) else one.event) not in known),
+        )
 
     @property
     def standing(self) -> dict[int, NDArray[np.float32]]:
@@ -269,21 +278,19 @@ class RecallTrace:
         return totals
 
     def strongest(self, limit: int) -> list[RecalledEvent]:
-        """The recalled events that all layers together found most similar, strongest first.
+        """The recalled events that all layers together found most similar, strongest first, chosen or not.
 
-        Where none is beyond what is usual, nothing but habit is taken off: something was recalled. Where
-        somebody chose, the events that were chosen and in that order.
+        Where none is beyond what is usual, nothing but habit is taken off: something was recalled.
         """
         recalled = np.array(sorted(self._layers), dtype=np.int64)
-        totals = self.totals
-        if not totals[recalled].any():
-            totals = self._beyond({})
-        num_recalls = sum(layer.num_recalls for layer in self._standings.values())
+        totals = self._telling_totals()
         order = recalled[np.argsort(-totals[recalled], kind="stable")]
-        if self.chosen is not None:
-            order = np.array([one for one in self.chosen if isinstance(one, int)], dtype=np.int64)
-        return [
-            RecalledEvent(int(i), float(totals[i]) / num_recalls, len(self._layers[int(i)]))
-            for i in order[:limit]
-            if totals[i] > 0
-        ]
+        return [self._recalled(int(i), totals) for i in order[:limit] if totals[i] > 0]
+
+    def _telling_totals(self) -> NDArray[np.float64]:
+        totals = self.totals
+        return totals if totals[list(self._layers)].any() else self._beyond({})
+
+    def _recalled(self, event: int, totals: NDArray[np.float64]) -> RecalledEvent:
+        num_recalls = sum(layer.num_recalls for layer in self._standings.values())
+        return RecalledEvent(event, float(totals[event]) / num_recalls, len(self._layers.get(event, ())))
