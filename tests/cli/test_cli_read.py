@@ -119,10 +119,22 @@ class TestReading:
             ended = run("read", other, "--into", path, *model)
         assert ended.code == 0 and "not prepared for questions: no room" in ended.err
         assert not Stored.at(path).is_prepared
+        with monkeypatch.context() as failing:  # what was read is there, whatever becomes of the rest
+            failing.setattr("emllm.cli.read.opened_lm", lambda *_, **__: fail(None, None))
+            ended = run("read", other, "--into", path)
+        assert ended.code == 0 and "not prepared for questions: no room" in ended.err
         assert run("read", other, "--into", path, "--device", "cpu").code == 0  # the same command goes on
         assert Stored.at(path).is_prepared
         monkeypatch.setattr("emllm.cli.read.opened_lm", None)
         assert run("read", other, "--into", path).code == 0
+
+    @pytest.mark.parametrize("settings", [("--recall-tokens", "0"), ("--recollect", "never")])
+    def test_what_needs_no_preparation_has_it(
+        self, run, model, other: Path, tmp_path: Path, settings
+    ) -> None:
+        other.write_text(other.read_text() * 3)
+        assert run("read", other, "--into", tmp_path / "m", *model, *settings).code == 0
+        assert Stored.at(tmp_path / "m").is_prepared
 
     def test_a_memory_is_extended_by_the_model_and_settings_that_it_was_made_with(
         self, run, memory: Path, story: Path, other: Path

@@ -24,7 +24,7 @@ from emllm.cli.settings import GivenSettings, with_settings
 from emllm.cli.sources import load_documents, opened_lm
 from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, prepare
 from emllm.cli.terminal import duration, reading, remark, say, say_json, working
-from emllm.errors import InputError, SourceError
+from emllm.errors import EmllmError, InputError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,6 @@ def command(
     seconds, num_before = 0.0, stored.contents.num_tokens if stored is not None else 0
     if pending:
         check_disk(pending, stored, config, into=into, model=model, device=device, dtype=dtype)
-    if pending or (stored is not None and not stored.is_prepared):
         try:
             with opened_lm(model, device=device, dtype=dtype) as lm, lm.memory(into, config) as memory:
                 began = time.monotonic()
@@ -81,7 +80,18 @@ def command(
                 prepare(lm, memory)
         except KeyboardInterrupt:
             raise typer.Exit(_interrupted(into)) from None
+    elif stored is not None and not stored.is_prepared:
+        make_up_for(stored, model, device=device, dtype=dtype)
     _report(into, documents, pending, num_before, seconds=seconds, as_json=json)
+
+
+def make_up_for(stored: Stored, model: str, *, device: str, dtype: str) -> None:
+    """Prepare a memory that has read everything, if that can be; it was interrupted, or failed."""
+    try:
+        with opened_lm(model, device=device, dtype=dtype) as lm, lm.memory(stored.path) as memory:
+            prepare(lm, memory)
+    except EmllmError as error:
+        remark(f"emllm: not prepared for questions: {error}")
 
 
 def unread(documents: Sequence[Document], stored: Stored | None, *, into: Path) -> list[Document]:

@@ -78,10 +78,13 @@ class Stored:
     @property
     def is_prepared(self) -> bool:
         """Whether a first question needs no more than any other (`EpisodicLM.prepare`)."""
-        settings, state = self.header["settings"], self.contents.state
-        views = sum(settings[name] for name in ("sink_tokens", "local_tokens", "recall_tokens"))
-        is_short = self.contents.num_tokens <= views
-        return is_short or settings["recollect"] == "never" or state.get("usual") is not None
+        settings = {"recollect": MemoryConfig.recollect, **self.header["settings"]}
+        recalled = settings["recall_tokens"]
+        is_ranked = any(layer["window_tokens"] is None for layer in self.header["layers"])
+        events = self.contents.events
+        is_selective = is_ranked and 0 < recalled < int((events[:, 1] - events[:, 0]).sum())
+        wanted = settings["recollect"] == "auto" and is_selective
+        return not wanted or self.contents.state.get("usual") is not None
 
     def config(self, settings: GivenSettings) -> MemoryConfig | None:
         """What to open it with; see `GivenSettings.agreeing`."""
@@ -98,7 +101,7 @@ class Stored:
 
 
 def prepare(lm: EpisodicLM, memory: EpisodicMemory) -> None:
-    """Prepare a memory for questions; where that fails, it is said, and nothing is lost but time later."""
+    """Prepare a memory for questions; where that fails, it is said: the first answer takes longer then."""
     with working("preparing for questions"):
         try:
             lm.prepare(memory)

@@ -156,7 +156,7 @@ def stored_settings(
 ) -> ResolvedConfig:
     """The settings that a memory was made with, and the budgets and ways of asking of this time.
 
-    What a config leaves at its default counts as not given.
+    A config that differs from the defaults in these alone says nothing else; any other has to agree.
 
     Raises:
         ConfigError: `config` asks for something else.
@@ -169,14 +169,15 @@ def stored_settings(
         raise StoreError(f"{folder.path}: its settings cannot be used: {error}") from None
     if config is None:
         return stored
-    asked = config.resolve(trained_tokens=geometry.trained_tokens, num_layers=geometry.num_layers)
-    unsaid = MemoryConfig()
-    given = [name for name in kept if getattr(config, name) != getattr(unsaid, name) and name not in ASKING]
-    for name in given:
-        value = kept[name]
-        if getattr(asked, name) != value:
+    model = {"trained_tokens": geometry.trained_tokens, "num_layers": geometry.num_layers}
+    free = {name: getattr(config, name) for name in (*PLACEMENT, *ASKING)}
+    is_said = dataclasses.replace(MemoryConfig(), **free) != config
+    asked = config.resolve(**model) if is_said else stored
+    for name, value in kept.items():
+        if name not in ASKING and getattr(asked, name) != value:
             raise ConfigError(
                 f"{folder.path} was made with {name}={value!r} and cannot be opened with "
                 f"{name}={getattr(asked, name)!r}"
             )
-    return dataclasses.replace(stored, **{name: getattr(asked, name) for name in (*PLACEMENT, *ASKING)})
+    asked = MemoryConfig(**{**kept, **free}).resolve(**model)  # its own views decide what is read again
+    return dataclasses.replace(stored, **{name: getattr(asked, name) for name in free})
