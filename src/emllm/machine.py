@@ -6,9 +6,11 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 #: Names of glibc's `mallopt`, and what we ask for: blocks up to a gigabyte come from memory that is kept.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -51,17 +53,30 @@ def free_ram_bytes() -> int:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the end of this; in another thread than the main one it never comes anyway."""
+def on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Ctrl-C calls `handler` inside the block, unless this process was started to ignore it.
+
+    In another thread than the main one it never comes anyway.
+    """
     before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
+    is_elsewhere = threading.current_thread() is not threading.main_thread()
+    if is_elsewhere or before is None or before is signal.SIG_IGN:
         yield
         return
-    waiting: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block."""
+    waiting: list[int] = []
+    try:
+        with on_interrupt(lambda number, _: waiting.append(number)):
+            yield
+    finally:
         if waiting:
             signal.raise_signal(signal.SIGINT)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emllm.cli import options
-from emllm.cli.exits import on_interrupt
 from emllm.cli.settings import GivenSettings, with_settings
 from emllm.cli.sources import check_question, load_documents, opened_lm, read_documents
 from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, opened_memory
 from emllm.cli.terminal import remark, say, say_json, working
 from emllm.errors import InputError
+from emllm.machine import on_interrupt
 
 if TYPE_CHECKING:
     from emllm.answers import Answer

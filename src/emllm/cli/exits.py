@@ -6,14 +6,13 @@ Anything that is not foreseen here is a bug and keeps its traceback. This module
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from emllm.errors import EmllmError
+from emllm.machine import on_interrupt
 
 MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
@@ -74,22 +73,6 @@ def interruptible() -> Iterator[None]:
     """Ctrl-C leaves at once, with one line. An exception instead would abort torch while it is imported."""
     with on_interrupt(_leave):
         yield
-
-
-@contextmanager
-def on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Ctrl-C calls `handler` inside the block, unless this process was started to ignore it."""
-    import threading
-
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield
-        return
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
