@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emllm.cli import options
-from emllm.cli.exits import INTERRUPTED, complain, on_interrupt
+from emllm.cli.exits import INTERRUPTED, complain
 from emllm.cli.plan import size
 from emllm.cli.settings import GivenSettings, with_settings
 from emllm.cli.sources import load_documents, opened_lm
-from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, prepare
+from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, prepare, saying_if_not_prepared
 from emllm.cli.terminal import duration, reading, remark, say, say_json, working
-from emllm.errors import EmllmError, InputError, SourceError
+from emllm.errors import InputError, SourceError
+from emllm.machine import on_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,11 +88,12 @@ def command(
 
 def make_up_for(stored: Stored, model: str, *, device: str, dtype: str) -> None:
     """Prepare a memory that has read everything, if that can be; it was interrupted, or failed."""
-    try:
-        with opened_lm(model, device=device, dtype=dtype) as lm, lm.memory(stored.path) as memory:
-            prepare(lm, memory)
-    except EmllmError as error:
-        remark(f"emllm: not prepared for questions: {error}")
+    with (
+        saying_if_not_prepared(),
+        opened_lm(model, device=device, dtype=dtype) as lm,
+        lm.memory(stored.path) as memory,
+    ):
+        prepare(lm, memory)
 
 
 def unread(documents: Sequence[Document], stored: Stored | None, *, into: Path) -> list[Document]:

@@ -100,13 +100,19 @@ class Stored:
         return str(layers[0].get("dtype", given)) if given == "auto" else given
 
 
+@contextmanager
+def saying_if_not_prepared() -> Iterator[None]:
+    """What goes wrong is said and no more: the first answer takes longer then."""
+    try:
+        yield
+    except EmllmError as error:
+        remark(f"emllm: not prepared for questions: {error}")
+
+
 def prepare(lm: EpisodicLM, memory: EpisodicMemory) -> None:
-    """Prepare a memory for questions; where that fails, it is said: the first answer takes longer then."""
-    with working("preparing for questions"):
-        try:
-            lm.prepare(memory)
-        except EmllmError as error:
-            remark(f"emllm: not prepared for questions: {error}")
+    """Prepare a memory for questions, or say why not."""
+    with saying_if_not_prepared(), working("preparing for questions"):
+        lm.prepare(memory)
 
 
 def existing(path: Path) -> Stored:
