@@ -26,7 +26,8 @@ from emllm.memory import EpisodicMemory
 from emllm.reading import read_together, read_tokens
 from emllm.recall.queries import ASKING_TOKENS
 from emllm.recall.rereading import REACH, events_to_reread, joined_spans
-from emllm.recall.trace import RecallTrace, Usual
+from emllm.recall.trace import RecalledEvent, RecallTrace, Usual, place_of
+from emllm.segmentation.threshold import boundary_flags
 
 #: Events of the consensus that are looked at: more than ever fit.
 _NUM_RANKED = 256
@@ -176,25 +177,31 @@ class Asking:
         limit = memory.config.rerank_events or _NUM_RANKED
         known = memory.recallable_spans()
         before = frame.conversation.start
-        events = [
-            one.event
+        ranked = [
+            one
             for one in trace.strongest(limit)
             if one.event < frame.num_events and known[one.event, 0] < before
         ]
-        unranked = frame.unranked
-        if not memory.config.rerank_events or len(events) + len(unranked) < 2 or not question:
-            trace.choose([*events, *unranked])
-            return [*events, *unranked]
-        spans = [
-            (int(known[max(event - REACH, 0), 0]), int(known[min(event + REACH, len(known) - 1), 1]))
-            for event in events
-        ] + [(one.start, one.stop) for one in unranked]
-        nats = self._surprises_after(memory, [(start, min(stop, before)) for start, stop in spans], question)
-        is_text = np.array([known[event, 0] < frame.text_stop for event in events] + [True] * len(unranked))
-        is_kept = nats <= nats[is_text].min(initial=np.inf) + RERANK_NATS
-        found = [[*events, *unranked][i] for i in np.argsort(nats, kind="stable") if is_kept[i]]
+        found: list[RecalledEvent | range] = [*ranked, *frame.unranked]
+        if memory.config.rerank_events and len(found) > 1 and question:
+            found = self._reranked(memory, found, question, frame)
         trace.choose(found)
-        return found
+        return list(map(place_of, found))
+
+    def _reranked(
+        self,
+        memory: EpisodicMemory,
+        found: Sequence[RecalledEvent | range],
+        question: Sequence[int],
+        frame: Frame,
+    ) -> list[RecalledEvent | range]:
+        """Those after which the question surprises little, the least first."""
+        known, before = memory.recallable_spans(), frame.conversation.start
+        spans = [_with_neighbours(one, known) for one in map(place_of, found)]
+        nats = self._surprises_after(memory, [(start, min(stop, before)) for start, stop in spans], question)
+        is_text = np.array([isinstance(one, range) or known[one.event, 0] < frame.text_stop for one in found])
+        is_kept = nats <= nats[is_text].min(initial=np.inf) + RERANK_NATS
+        return [found[i] for i in np.argsort(nats, kind="stable") if is_kept[i]]
 
     def _surprises_after(
         self, memory: EpisodicMemory, spans: Sequence[tuple[int, int]], question: Sequence[int]
@@ -238,7 +245,7 @@ class Asking:
         ids: list[int] = []
         for start, stop in joined_spans(np.array(sorted(span for span in spans if span[0] < span[1]))):
             ids += _kept(memory, start, stop)
-            ids += self.between if frame.text_start != stop != frame.conversation.stop else ()
+            ids += self.between if frame.text_start != stop != talk.stop else ()
         return ids
 
     def _read(self, memory: EpisodicMemory, token_ids: Sequence[int]) -> None:
@@ -267,6 +274,14 @@ class Asking:
         )
 
 
+def _with_neighbours(passage: int | range, known: NDArray[np.int64]) -> tuple[int, int]:
+    """Start and stop of a span, or of an event with those beside it."""
+    if isinstance(passage, range):
+        return passage.start, passage.stop
+    last = len(known) - 1
+    return int(known[max(passage - REACH, 0), 0]), int(known[min(passage + REACH, last), 1])
+
+
 def _kept(memory: EpisodicMemory, start: int, stop: int) -> list[int]:
     """The tokens of a span that were not forgotten."""
     ids: list[int] = []
@@ -279,8 +294,8 @@ def _kept(memory: EpisodicMemory, start: int, stop: int) -> list[int]:
 
 def is_surprising(surprise: NDArray[np.float32], *, gamma: float) -> bool:
     """Whether the last token surprises beyond those before it, as where an event begins (EM-LLM, Eq. 1)."""
-    known = surprise[:-1]
-    return len(known) > 0 and bool(surprise[-1] > known.mean() + gamma * known.std())
+    flags, _ = boundary_flags(surprise, gamma=gamma, window_tokens=len(surprise))
+    return bool(flags[-1:].any())
 
 
 def alike(lengths: Sequence[int], *, most_tokens: int) -> list[list[int]]:

@@ -60,7 +60,7 @@ def test_what_was_chosen_is_kept_in_its_order_and_with_its_scores(rows, order, n
     before = {one.event: one for one in trace.strongest(6)}
     chosen = [event for event in order[:num_chosen] if event in before]
     strongest = trace.strongest(limit)
-    trace.choose([*chosen[:2], range(3, 9), *chosen[2:]])
+    trace.choose([*(before[i] for i in chosen[:2]), range(3, 9), *(before[i] for i in chosen[2:])])
     assert list(trace.chosen) == [
         *(before[i] for i in chosen[:2]),
         range(3, 9),
@@ -100,11 +100,11 @@ def test_what_was_chosen_stays_as_it_stood_whatever_is_recalled_later():
     trace = RecallTrace()
     trace.take_off(Usual((), {0: np.array([2.0, 0.0, 0.0], dtype=np.float32)}))
     trace.add(0, np.array([9.0, 0.0, 0.0], dtype=np.float32), [0, 1])
-    trace.choose([0, range(5, 7)])
-    (before, _) = trace.chosen
+    (before,) = (one for one in trace.strongest(9) if one.event == 0)
+    trace.choose([before, range(5, 7)])
     trace.add(0, np.array([0.0, 9.0, 0.0], dtype=np.float32), [1])
     assert 0 not in [one.event for one in trace.strongest(9)]  # no more than usual, over both
-    trace.choose([1, range(5, 7), range(8, 9)])
+    trace.choose([*trace.strongest(9), range(5, 7), range(8, 9)])
     assert [getattr(one, "event", one) for one in trace.chosen] == [1, range(5, 7), range(8, 9), 0]
     assert trace.chosen[-1] == before
 

@@ -32,6 +32,11 @@ class RecalledEvent:
     layers: int
 
 
+def place_of(passage: RecalledEvent | range) -> int | range:
+    """Where a passage is, however strong: the event's index, or the span itself."""
+    return passage if isinstance(passage, range) else passage.event
+
+
 def standardised(
     scores: NDArray[np.float32], chosen: NDArray[np.integer] | None = None
 ) -> NDArray[np.float64]:
@@ -240,22 +245,16 @@ class RecallTrace:
         """This is no evidence: it is recalled whatever is asked."""
         self._usual = usual.standing
 
-    def choose(self, passages: Sequence[int | range]) -> None:
+    def choose(self, passages: Sequence[RecalledEvent | range]) -> None:
         """These alone are the strongest, in this order, as somebody found who looked at them closely.
 
         What was chosen before comes after them, as it stood then.
 
         Args:
-            passages: events, and spans of the log that no layer ranks.
+            passages: of the strongest events, and spans of the log that no layer ranks.
         """
-        totals = self._telling_totals()
-        fresh = [one if isinstance(one, range) else self._recalled(one, totals) for one in passages]
-        known = {one if isinstance(one, range) else one.event for one in fresh}
-        earlier = self.chosen or ()
-        self.chosen = (
-            *fresh,
-            *(one for one in earlier if (one if isinstance(one, range) else one.event) not in known),
-        )
+        known = set(map(place_of, passages))
+        self.chosen = (*passages, *(one for one in self.chosen or () if place_of(one) not in known))
 
     @property
     def standing(self) -> dict[int, NDArray[np.float32]]:
@@ -283,14 +282,13 @@ class RecallTrace:
         Where none is beyond what is usual, nothing but habit is taken off: something was recalled.
         """
         recalled = np.array(sorted(self._layers), dtype=np.int64)
-        totals = self._telling_totals()
-        order = recalled[np.argsort(-totals[recalled], kind="stable")]
-        return [self._recalled(int(i), totals) for i in order[:limit] if totals[i] > 0]
-
-    def _telling_totals(self) -> NDArray[np.float64]:
         totals = self.totals
-        return totals if totals[list(self._layers)].any() else self._beyond({})
-
-    def _recalled(self, event: int, totals: NDArray[np.float64]) -> RecalledEvent:
+        if not totals[recalled].any():
+            totals = self._beyond({})
         num_recalls = sum(layer.num_recalls for layer in self._standings.values())
-        return RecalledEvent(event, float(totals[event]) / num_recalls, len(self._layers.get(event, ())))
+        order = recalled[np.argsort(-totals[recalled], kind="stable")]
+        return [
+            RecalledEvent(int(i), float(totals[i]) / num_recalls, len(self._layers[int(i)]))
+            for i in order[:limit]
+            if totals[i] > 0
+        ]
