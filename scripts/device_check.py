@@ -26,13 +26,13 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.support.exactness import exactness_of  # noqa: E402
 from tests.support.families import FAMILIES, tiny_model, token_ids  # noqa: E402
 
 from emllm import EpisodicLM, MemoryConfig  # noqa: E402
 from emllm.cli.bench import library_text, lines, parse_lengths  # noqa: E402
 from emllm.evaluation.speed import SpeedBench  # noqa: E402
 from emllm.memory import EpisodicMemory  # noqa: E402
-from emllm.models.attach import attach  # noqa: E402
 from emllm.models.load import load_model  # noqa: E402
 from emllm.reading import read_tokens  # noqa: E402
 from emllm.store.codecs import CODECS  # noqa: E402
@@ -78,31 +78,14 @@ def exactness(page: Page, device: torch.device, families: list[str]) -> None:
     page.add("| family | float32, to stock | within 2e-4 | same greedy text | bfloat16 | stock, in chunks |")
     page.add("|---|---|---|---|---|---|")
     for name in families:
-        difference, _, same = differences(tiny_model(name).to(device))
-        coarse, chunked, _ = differences(tiny_model(name, dtype=torch.bfloat16).to(device))
-        within = page.check(f"{name}: {difference:.1e}", is_right=difference <= TOLERANCE)
-        said = page.check(f"{name}: text", is_right=same)
-        page.add(f"| {name} | {difference:.1e} | {within} | {said} | {coarse:.1e} | {chunked:.1e} |")
-
-
-def differences(model: transformers.PreTrainedModel) -> tuple[float, float, bool]:
-    """Against one stock pass: the largest difference of a logit through a memory, that of the stock model in
-    chunks, and whether the greedy text is the same.
-    """
-    ids = token_ids(model, 90).to(model.device)
-    chunks = ids.split([33, 17, 1, 39], 1)
-    stock = model(ids).logits[0]
-    text = model.generate(ids[:, :40], max_new_tokens=12, do_sample=False)
-    cache = transformers.DynamicCache(config=model.config)
-    chunked = torch.cat([model(chunk, past_key_values=cache).logits[0] for chunk in chunks])
-    with attach(model) as attachment:
-        config = MemoryConfig.preset("full", sink_tokens=3, local_tokens=20)
-        ours = attachment.cache(EpisodicMemory(attachment.geometry, config))
-        logits = torch.cat([model(chunk, past_key_values=ours).logits[0] for chunk in chunks])
-        ours = attachment.cache(EpisodicMemory(attachment.geometry, config))
-        again = model.generate(ids[:, :40], past_key_values=ours, max_new_tokens=12, do_sample=False)
-    apart = [(one - stock).abs().max().item() for one in (logits, chunked)]
-    return apart[0], apart[1], torch.equal(text, again)
+        fine = exactness_of(tiny_model(name).to(device))
+        coarse = exactness_of(tiny_model(name, dtype=torch.bfloat16).to(device))
+        within = page.check(f"{name}: {fine.difference:.1e}", is_right=fine.difference <= TOLERANCE)
+        said = page.check(f"{name}: text", is_right=fine.is_same_text)
+        page.add(
+            f"| {name} | {fine.difference:.1e} | {within} | {said} "
+            f"| {coarse.difference:.1e} | {coarse.in_chunks:.1e} |"
+        )
 
 
 def memories(lm: EpisodicLM, folder: Path) -> Iterator[tuple[str, MemoryConfig, Path | None]]:

@@ -16,13 +16,10 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
+sys.path.insert(0, str(ROOT))
 
-from families import FAMILIES, tiny_model, token_ids  # noqa: E402
-
-from emllm.config import MemoryConfig  # noqa: E402
-from emllm.memory import EpisodicMemory  # noqa: E402
-from emllm.models.attach import attach  # noqa: E402
+from tests.support.exactness import exactness_of  # noqa: E402
+from tests.support.families import FAMILIES, tiny_model  # noqa: E402
 
 HEADER = """# Models that a memory takes over exactly
 
@@ -51,24 +48,15 @@ keys: `UnsupportedModelError`, with the layer and the reason, and the model as i
 def row(name: str) -> str:
     """Measure one family."""
     model = tiny_model(name)
-    ids = token_ids(model, 90)
-    with torch.no_grad():
-        stock = model(ids).logits[0]
-    text = model.generate(ids[:, :40], max_new_tokens=12, do_sample=False)
-    with attach(model) as attachment, torch.no_grad():
-        geometry = attachment.geometry
-        config = MemoryConfig.preset("full", sink_tokens=3, local_tokens=20)
-        cache = attachment.cache(EpisodicMemory(geometry, config))
-        parts = [model(chunk, past_key_values=cache).logits[0] for chunk in ids.split([33, 17, 1, 39], 1)]
-        cache = attachment.cache(EpisodicMemory(geometry, config))
-        ours = model.generate(ids[:, :40], past_key_values=cache, max_new_tokens=12, do_sample=False)
-    difference = (torch.cat(parts) - stock).abs().max().item()
+    found = exactness_of(model)
+    geometry = found.geometry
     windows = sum(layer.window_tokens is not None for layer in geometry.layers)
     rotations = sorted({layer.rotation.convention for layer in geometry.layers})
-    same = "the same" if torch.equal(text, ours) else "DIFFERENT"
+    same = "the same" if found.is_same_text else "DIFFERENT"
     layers = f"{geometry.num_layers - windows} + {windows}"
     return (
-        f"| {name} | {type(model).__name__} | {layers} | {', '.join(rotations)} | {difference:.1e} | {same} |"
+        f"| {name} | {type(model).__name__} | {layers} | {', '.join(rotations)} "
+        f"| {found.difference:.1e} | {same} |"
     )
 
 

@@ -35,6 +35,12 @@ _MOST_ROWS = 1024
 _MOST_ATTENDED = 8192
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait for what a GPU is still at."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class _Layer:
     """A decoder layer of a model's shapes with random weights: norms, rotation, attention, gated unit."""
 
@@ -82,8 +88,7 @@ class _Layer:
         x = self._x + F.linear(attended.transpose(0, 1).reshape(rows, -1), self._out)
         y = self._normed(x)
         x + F.linear(F.silu(F.linear(y, self._gate)) * F.linear(y, self._up), self._down)
-        if x.device.type == "cuda":
-            torch.cuda.synchronize(x.device)
+        synchronise(x.device)
 
     def _rotated(self, x: torch.Tensor) -> torch.Tensor:
         return x * self._turn + x.roll(x.shape[-1] // 2, dims=-1) * self._turn

@@ -20,6 +20,7 @@ import torch
 from emllm.answers import peak_rss_bytes
 from emllm.config import MemoryConfig
 from emllm.errors import ConfigError
+from emllm.evaluation.probe import synchronise
 from emllm.lm import EpisodicLM
 from emllm.models.windowed import windowed_cache
 from emllm.reading import read_tokens
@@ -204,7 +205,7 @@ class SpeedBench:
         begun = time.perf_counter()
         for chunk in ids.split(self._settings.chunk_tokens, dim=1):
             self._model(input_ids=chunk, past_key_values=cache, use_cache=True)
-        _synchronise(self._model.device)
+        synchronise(self._model.device)
         return num_tokens / (time.perf_counter() - begun)
 
     @torch.no_grad()
@@ -229,11 +230,6 @@ class SpeedBench:
             begun = time.perf_counter()
             logits = self._model(input_ids=token, past_key_values=cache, use_cache=True).logits
             token = logits[:, -1:].argmax(dim=-1)
-            _synchronise(self._model.device)
+            synchronise(self._model.device)
             seconds.append(time.perf_counter() - begun)
         return mean(seconds[1:])
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
