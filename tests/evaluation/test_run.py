@@ -17,11 +17,13 @@ from tiny_suite import FakeAnswerer, sample, task, wishes
 
 import emllm.evaluation.run as module
 from emllm.errors import ConfigError, MissingExtraError, SourceError, StoreError
-from emllm.evaluation.answering import Outcome, Reply
+from emllm.evaluation import answering
+from emllm.evaluation.answering import Answerer, Outcome, Reply
 from emllm.evaluation.results import COSTS, RESULTS, RUN, key_of, read_lines
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.run import Run
 from emllm.evaluation.suites.files import NoSuchFileError
+from emllm.reading import read_tokens
 from emllm.store import disk
 
 ROW, OTHER = Row("mine"), ROWS["streaming-llm"]
@@ -354,3 +356,29 @@ def test_a_real_model_gives_the_same_bytes_in_one_go_and_interrupted(lm, tmp_pat
     assert 0 < len(read_lines(tmp_path / "b" / RESULTS)) < 6
     start(lm, tmp_path / "b", tasks, rows)
     assert (tmp_path / "a" / RESULTS).read_bytes() == (tmp_path / "b" / RESULTS).read_bytes()
+
+
+def test_a_text_that_several_tasks_ask_about_is_read_once_by_each_row(lm, monkeypatch, tmp_path):
+    num_read = []
+
+    def counted(model, cache, token_ids, **options):
+        num_read.append(len(token_ids))
+        return read_tokens(model, cache, token_ids, **options)
+
+    monkeypatch.setattr(module, "Answerer", Answerer)
+    monkeypatch.setattr(answering, "read_tokens", counted)
+    tasks = (task("one"), task("two", source={"count": 2}))
+    folder = start(lm, tmp_path, tasks)
+    assert len(num_read) == 3 * 2
+    assert len(folder.results) == (3 + 2) * 2
+    assert costs_agree(tmp_path)
+
+
+def test_only_the_first_questions_of_a_sample_are_asked_and_a_run_keeps_to_their_number(lm, fake, tmp_path):
+    folder = start(lm, tmp_path, questions=1)
+    assert {len(line["answers"]) for line in folder.results if line["failed"] is None} == {1}
+    assert json.loads((tmp_path / RUN).read_text())["questions"] == 1
+    with pytest.raises(ConfigError, match="questions was 1, is None"):
+        start(lm, tmp_path)
+    with pytest.raises(ConfigError, match="questions must be >= 1, got 0"):
+        start(lm, tmp_path / "other", questions=0)

@@ -82,6 +82,10 @@ def run(
     limit: Annotated[
         int | None, typer.Option(metavar="N", help="The first N samples of each task.", show_default=False)
     ] = None,
+    questions: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The first N questions of each sample.", show_default=False),
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
@@ -124,6 +128,7 @@ def run(
             settings=chosen,
             data=data,
             limit=limit,
+            questions=questions,
             lengths=() if lengths is None else numbers(lengths, "lengths"),
             num_samples=samples,
             seed=seed,

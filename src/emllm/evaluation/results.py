@@ -207,9 +207,12 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Put the results in order, where tasks or rows were added to a run."""
+        """Put the results in order, and the costs in that of the results."""
         ordered = in_order(self.results, self.run)
         if ordered != self.results:
+            last = {key_of(line): line for line in _parsed(self.path / COSTS)[0]}
+            costs = [last[key] for key in map(key_of, ordered) if key in last]
+            self._publish(COSTS, b"".join(map(encoded, costs)))
             self._publish(RESULTS, b"".join(map(encoded, ordered)))
             self.results = ordered
 

@@ -1,6 +1,7 @@
 """A run: every task's samples through every row, each result written down before the next begins.
 
-Killed and started again it goes on where it was, and the results are the same to the byte. A sample that
+Samples with one text follow one another, row by row, so that it is read once (`evaluation.reading_order`).
+Killed and started again a run goes on where it was, and the results are the same to the byte. A sample that
 fails is written down with its reason, and never dropped or scored. This module does not know how a row
 answers, how a metric scores or how progress is shown.
 """
@@ -11,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from emllm.errors import MissingExtraError, SourceError, StoreError
 from emllm.evaluation.answering import Answerer
 from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.pace import Pace, Step
+from emllm.evaluation.reading_order import Place, reading_order, text_digest
 from emllm.evaluation.results import Key, RunFolder
 from emllm.evaluation.rows import Row
 from emllm.evaluation.samples import Sample
@@ -40,10 +42,11 @@ READING = "reading"
 
 @dataclass(frozen=True)
 class Planned:
-    """One result of the plan: its sample, the length of its text and its row."""
+    """One result of the plan: its sample, the length of its text and what names it, and its row."""
 
     index: int
     num_chars: int
+    text: str
     row: Row
 
 
@@ -109,10 +112,7 @@ class Run:
             pace = Pace(
                 [(key.row, one.num_chars) for key, one in to_do.items()], num_done=len(plan) - len(to_do)
             )
-            for task in self._wishes.tasks:
-                self._run_task(
-                    task, {k: one for k, one in to_do.items() if k.task == task.name}, folder, pace
-                )
+            self._run(to_do, folder, pace)
             folder.finish()
             self._last.discard()
         return folder
@@ -133,9 +133,10 @@ class Run:
                     raise SourceError(f"task {task.name}: two samples are called {sample.sample_id!r}")
                 seen.add(sample.sample_id)
                 if index % wishes.shards == wishes.shard:
+                    text, num_chars = text_digest(sample), len(sample.before) + len(sample.text)
                     for row in wishes.rows_of(task):
-                        num_chars = len(sample.before) + len(sample.text)
-                        plan[Key(task.name, sample.sample_id, row.name)] = Planned(index, num_chars, row)
+                        key = Key(task.name, sample.sample_id, row.name)
+                        plan[key] = Planned(index, num_chars, text, row)
             if not seen:
                 raise SourceError(f"task {task.name}: no samples")
             num_samples[task.name] = len(seen)
@@ -162,7 +163,10 @@ class Run:
 
     def _made(self, task: Task) -> Iterator[tuple[int, Sample]]:
         made = samples_function(task.samples)(task, self._needs)
-        return enumerate(islice(made, self._wishes.limit))
+        most = self._wishes.questions
+        return enumerate(
+            replace(sample, questions=sample.questions[:most]) for sample in islice(made, self._wishes.limit)
+        )
 
     def _described(self, num_samples: Mapping[str, int]) -> dict[str, Any]:
         """What ``run.json`` says."""
@@ -175,28 +179,38 @@ class Run:
             "lengths": list(wishes.lengths),
             "num_samples": wishes.num_samples,
             "limit": wishes.limit,
+            "questions": wishes.questions,
             "shards": wishes.shards,
             "shard": wishes.shard,
             "rows": {row.name: row.described(wishes.settings, **model) for row in wishes.rows},
             "tasks": {task.name: _task_described(task, num_samples[task.name]) for task in wishes.tasks},
         }
 
-    def _run_task(self, task: Task, to_do: Plan, folder: RunFolder, pace: Pace) -> None:
-        if not to_do:
-            return
-        for index, sample in self._samples(task):
-            for row in self._wishes.rows_of(task):
-                planned = to_do.get(Key(task.name, sample.sample_id, row.name))
-                if planned is None:
-                    continue
-                show = self._shown(f"{task.name} {index + 1}, {row.name}", pace)
-                show(None)
-                begun = time.perf_counter()
-                result, costs = self._answered(task, index, sample, row, show)
-                folder.write(result, costs)
-                seconds = time.perf_counter() - begun
-                pace.done(row.name, planned.num_chars, seconds, failed=result["failed"] is not None)
-                show(None)
+    def _run(self, to_do: Plan, folder: RunFolder, pace: Pace) -> None:
+        """Everything that is missing, text by text, and within a text row by row."""
+        tasks = {task.name: task for task in self._wishes.tasks}
+        made = {name: self._samples(task) for name, task in tasks.items()}
+        texts = {Place(key.task, one.index): one.text for key, one in to_do.items()}
+        for places in reading_order(texts.items()):
+            samples = [(tasks[at.task], at.number, _sample_at(made[at.task], at.number)) for at in places]
+            for row in self._wishes.rows:
+                for task, index, sample in samples:
+                    planned = to_do.get(Key(task.name, sample.sample_id, row.name))
+                    if planned is not None:
+                        self._run_one(task, index, sample, planned, folder, pace)
+
+    def _run_one(
+        self, task: Task, index: int, sample: Sample, planned: Planned, folder: RunFolder, pace: Pace
+    ) -> None:
+        row = planned.row
+        show = self._shown(f"{task.name} {index + 1}, {row.name}", pace)
+        show(None)
+        begun = time.perf_counter()
+        result, costs = self._answered(task, index, sample, row, show)
+        folder.write(result, costs)
+        seconds = time.perf_counter() - begun
+        pace.done(row.name, planned.num_chars, seconds, failed=result["failed"] is not None)
+        show(None)
 
     def _shown(self, place: str, pace: Pace) -> Callable[[ReadProgress | None], None]:
         def show(reading: ReadProgress | None) -> None:
@@ -226,6 +240,11 @@ class Run:
                 costs_line(task, sample, row.name, None),
             )
         return result, costs_line(task, sample, row.name, outcome)
+
+
+def _sample_at(made: Iterator[tuple[int, Sample]], index: int) -> Sample:
+    """The sample of this number, of those that are still to come."""
+    return next(sample for number, sample in made if number == index)
 
 
 def _task_described(task: Task, num_samples: int) -> dict[str, Any]:

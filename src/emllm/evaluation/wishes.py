@@ -30,6 +30,7 @@ class RunWishes:
         settings: of all rows, as the user gave them.
         data: folder of benchmark files; None: from the hub.
         limit: samples of each task at most.
+        questions: of each sample at most, the first ones.
         lengths: in tokens, of suites that are made to any length.
         num_samples: of each task and length, of suites that are made.
         seed: of samples that are drawn or made.
@@ -43,6 +44,7 @@ class RunWishes:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Path | None = None
     limit: int | None = None
+    questions: int | None = None
     lengths: tuple[int, ...] = ()
     num_samples: int = 20
     seed: int = 0
@@ -57,7 +59,7 @@ class RunWishes:
             ConfigError: a number is out of range, or a row, a metric or a suite's samples are unknown.
             SourceError: there is no such data folder.
         """
-        for name, low in (("limit", 1), ("num_samples", 1), ("shards", 1), ("shard", 0)):
+        for name, low in (("limit", 1), ("questions", 1), ("num_samples", 1), ("shards", 1), ("shard", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{name} must be >= {low}, got {value}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from emllm.errors import ConfigError, SourceError
+from emllm.errors import SourceError
 from emllm.evaluation.suites.literaryqa import samples
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import tasks_of
@@ -42,16 +41,6 @@ def test_the_questions_of_a_book_are_one_sample(tmp_path: Path) -> None:
     assert first.questions[1].text.endswith("\n\nQuestion: Why {x}?\n\nAnswer:")
     assert first.before.endswith("Do not provide any explanation.\n\nStory: ")
     assert len(second.questions) == 1
-
-
-def test_questions_limits_the_questions_of_a_book(tmp_path: Path) -> None:
-    needs = written(tmp_path, [narrative("a", str(n)) for n in range(5)])
-    task = dataclasses.replace(NARRATIVE, source={**NARRATIVE.source, "questions": 2})
-    (sample,) = samples(task, needs)
-    assert [q.query for q in sample.questions] == ["0", "1"]
-    wrong = dataclasses.replace(NARRATIVE, source={**NARRATIVE.source, "questions": 0})
-    with pytest.raises(ConfigError, match="questions of narrativeqa/narrativeqa must be >= 1, got 0"):
-        list(samples(wrong, needs))
 
 
 def test_a_book_whose_questions_are_scattered_is_refused(tmp_path: Path) -> None:

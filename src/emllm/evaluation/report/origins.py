@@ -139,7 +139,10 @@ def _run_names(comparison: Comparison) -> list[str]:
 
 
 def _run_lines(comparison: Comparison) -> list[tuple[Cell, ...]]:
-    names = ("created", "dtype", "device", "threads", "hardware", "seed", "lengths", "num_samples", "limit")
+    names = (
+        *("created", "dtype", "device", "threads", "hardware", "seed"),
+        *("lengths", "num_samples", "limit", "questions"),
+    )
     lines = [
         (Cell(name.replace("_", " ")), *(Cell(_plain(run.about.get(name))) for run in comparison.runs))
         for name in names

@@ -1,8 +1,8 @@
 """Questions about whole books: LiteraryQA and NarrativeQA, a book read once and all its questions.
 
 LiteraryQA (Bonomi et al. 2025) corrects a part of NarrativeQA (Kočiský et al. 2018) and names files of book
-text; NarrativeQA's records hold a question each and the whole text again. `questions` in ``[source]`` limits
-the questions of a book, to the first of them. This module does not know how an answer is scored.
+text; NarrativeQA's records hold a question each and the whole text again. This module does not know how an
+answer is scored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from emllm.errors import ConfigError, SourceError
+from emllm.errors import SourceError
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.suites.files import lacking, records, text_of
 from emllm.evaluation.suites.needs import SampleNeeds
@@ -34,16 +34,12 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
 
     Raises:
         SourceError: records or books are not there, or a record is of neither data set.
-        ConfigError: `questions` is below 1.
     """
-    most = task.source.get("questions")
-    if most is not None and most < 1:
-        raise ConfigError(f"questions of {task.name} must be >= 1, got {most}")
     before = task.split_prompt()[0]
     for book in _books(task, needs):
         questions = tuple(
             Question(task.split_prompt(input=asked)[1], references, query=asked)
-            for asked, references in book.questions[:most]
+            for asked, references in book.questions
         )
         facts = {"length": needs.count_tokens(book.text), "title": book.title, "characters": len(book.text)}
         yield Sample(book.book_id, before, book.text, questions, facts)
