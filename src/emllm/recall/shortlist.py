@@ -21,7 +21,7 @@ from emllm.recall.budget import rank_events
 from emllm.recall.index import IndexPart, joined
 
 #: Events that a layer compares with per recall, on average: up to so many it always ranks all.
-EVENTS_PER_RECALL = 4096
+EVENTS_PER_RECALL = 1024
 #: Newer events that are ranked beside a shortlist before the best of both become the shortlist.
 NEWER_EVENTS = 2048
 
