@@ -73,13 +73,18 @@ def turned(
 
 
 def turned_alike(
-    x: Float[Tensor, "X S D"], position: int, rotation: Rotation, *, length: int
+    x: Float[Tensor, "X S D"],
+    position: int,
+    rotation: Rotation,
+    *,
+    length: int,
+    out: Float[Tensor, "X S D"] | None = None,
 ) -> Float[Tensor, "X S D"]:
     """Tokens all turned as at one position."""
     if rotation.table is None:
-        return x
+        return x if out is None else out.copy_(x)
     cos, sin = rotation.table.cos_sin(max(length, position + 1))
-    return rotate(x, cos[position : position + 1], sin[position : position + 1], rotation)
+    return rotate(x, cos[position : position + 1], sin[position : position + 1], rotation, out=out)
 
 
 class ContextBuffers:
@@ -110,8 +115,8 @@ class LayerContext:
         target = self.buffers.keys[: layout.num_tokens]
         if layout.num_far:
             # Position 0 turns nothing, but YaRN and longrope scale every position.
-            far = turned_alike(raw[: layout.num_far].transpose(0, 1), 0, self._rotation, length=self._length)
-            target[: layout.num_far].copy_(far.transpose(0, 1))
+            far, place = (x[: layout.num_far].transpose(0, 1) for x in (raw, target))
+            turned_alike(far, 0, self._rotation, length=self._length, out=place)
         self._rotated(raw[layout.num_far :].transpose(0, 1), 0, out=target[layout.num_far :].transpose(0, 1))
 
     def _rotated(self, x: Tensor, position: int, out: Tensor | None = None) -> Tensor:
@@ -150,11 +155,12 @@ class LayerContext:
         keys, values = (x.transpose(0, 1) for x in (self.buffers.keys, self.buffers.values))
         chunk = layout.num_tokens + self.plan.num_chunk
         # Head by head in memory, so that the queries of a group can be seen as one head's without a copy.
-        near = self._rotated(query, layout.num_near + self.plan.num_chunk, out=query.new_empty(query.shape))
+        near, far = (query.new_empty(query.shape) for _ in range(2))
+        self._rotated(query, layout.num_near + self.plan.num_chunk, out=near)
         options: dict[str, Any] = {"scaling": scaling, "softcap": softcap}
         parts = []
         if layout.num_far:
-            far = self._far_queries(query)
+            turned_alike(query, layout.far_distance, self._rotation, length=self._length, out=far)
             parts.append(attend_part(far, keys[:, : layout.num_far], values[:, : layout.num_far], **options))
         if num_new == 1:  # decoding: one call over all near tokens, itself included
             span = slice(layout.num_far, chunk + 1)
@@ -166,9 +172,6 @@ class LayerContext:
             span = slice(chunk, chunk + num_new)
             parts.append(attend_part(near, keys[:, span], values[:, span], is_causal=True, **options))
         return *merge(parts, sink_logits=sink_logits), near
-
-    def _far_queries(self, query: Tensor) -> Tensor:
-        return turned_alike(query, self.plan.layout.far_distance, self._rotation, length=self._length)
 
     def advance(self, num_tokens: int) -> None:
         """Count the tokens last written as part of the chunk."""

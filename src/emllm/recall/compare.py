@@ -70,7 +70,7 @@ def attention_shares(
     num_keys, num_events = key_tokens.shape
     is_bytes = any(part.scales is not None for part in parts)
     steps, step = rounded(queries) if is_bytes else (queries, torch.ones(1, 1, 1, device=queries.device))
-    weighted = [key for key in range(num_keys) if bool((key_tokens[key] != 1).any())]
+    weighted = (key_tokens != 1).any(dim=1).nonzero()[:, 0].tolist()
     key_tokens = key_tokens.to(queries.device)
     held = queries.new_empty(num_kv_heads, num_queries, num_events, dtype=torch.float32)
     tops, sums, spans = [], [], []
@@ -110,9 +110,12 @@ def _put_products(queries: Tensor, part: IndexPart, out: Float[Tensor, "K R Q N"
         products = torch.matmul(queries.float()[:, None], part.keys.float().transpose(2, 3))
     else:
         products = torch.empty(out.shape, dtype=torch.int32)
-        for head in range(len(queries)):
-            for key in range(out.shape[1]):
-                torch._int_mm(queries[head], part.keys[head, key].T, out=products[head, key])
+        # Unbound once: indexing costs as much as a small product.
+        for steps, keys, places in zip(
+            queries.unbind(), part.keys.mT.unbind(), products.unbind(), strict=True
+        ):
+            for columns, place in zip(keys.unbind(), places.unbind(), strict=True):
+                torch._int_mm(steps, columns, out=place)
     out.copy_(products).mul_(part.scales[:, None, None])
 
 
