@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from emllm import EpisodicLM
 from emllm.cli.settings import GivenSettings, settings_from
 from emllm.cli.stored import Stored
 from emllm.config import PLACEMENT, PRESETS, VARIANTS
@@ -357,6 +358,26 @@ class TestChatting:
         second = answers(run("chat", *model, "--save", new, *SHORT, "--json"))[1]
         assert second["stats"]["tokens"] == safe[0] > 0
         assert describe(new).num_tokens == safe[1] > safe[0]
+
+    def test_between_turns_that_are_typed_the_next_answer_is_prepared(
+        self, run, memory: Path, stdin, monkeypatch
+    ) -> None:
+        said: list[str] = []
+
+        def messages() -> Iterator[str]:
+            for message in ("Who?", "What?"):
+                said.append(message)
+                yield message
+
+        stdin(b"Who?\nWhat?\n")
+        at_once = answers(run("chat", memory, "--device", "cpu", *SHORT, "--json"))
+        prepare = EpisodicLM.prepare
+        monkeypatch.setattr(EpisodicLM, "prepare", lambda *to: said.append("prepared") or prepare(*to))
+        monkeypatch.setattr("emllm.cli.chat.messages", messages)
+        monkeypatch.setattr("emllm.cli.chat.is_typed", lambda: True)
+        typed = answers(run("chat", memory, "--device", "cpu", *SHORT, "--json"))
+        assert said == ["prepared", "Who?", "prepared", "What?", "prepared"]
+        assert [one["answer"] for one in typed] == [one["answer"] for one in at_once]
 
     def test_only_a_conversation_is_gone_on_with(
         self, run, refuses, memory: Path, story: Path, model, stdin, tmp_path: Path

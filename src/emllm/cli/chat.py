@@ -18,7 +18,7 @@ import typer
 from emllm.cli import options
 from emllm.cli.settings import GivenSettings, with_settings
 from emllm.cli.sources import check_question, load_documents, opened_lm, read_documents
-from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, opened_memory
+from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, opened_memory, prepare
 from emllm.cli.terminal import remark, say, say_json, working
 from emllm.errors import InputError
 from emllm.machine import on_interrupt
@@ -72,6 +72,7 @@ def command(
 
         sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
         conversation = Conversation(lm, memory, sampling, num_evidence=evidence, as_json=json)
+        conversation.prepare()
         for message in messages():
             if message in ("/quit", "/exit"):
                 return
@@ -170,6 +171,12 @@ class Conversation:
             else:
                 self._answer(message)
 
+    def prepare(self) -> None:
+        """Find out now what the next answer needs, while a person reads the last one and types."""
+        if is_typed():
+            with stopping():
+                prepare(self.lm, self.memory)
+
     def _answer(self, message: str) -> None:
         with stopping() as is_stopped:
 
@@ -190,6 +197,7 @@ class Conversation:
             say_json(self.last.to_json())
         else:
             say("")
+        self.prepare()
 
     def _show_events(self) -> None:
         from emllm.cli.answers import remark_stats, show_evidence
@@ -201,9 +209,14 @@ class Conversation:
         remark_stats(self.last.stats)
 
 
+def is_typed() -> bool:
+    """Whether messages come from a person, one after the other."""
+    return sys.stdin.isatty()
+
+
 def messages() -> Iterator[str]:
     """Lines that the user types, until Ctrl-D; Ctrl-C at the prompt drops the line, twice in a row leaves."""
-    if not sys.stdin.isatty():
+    if not is_typed():
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
         for line in sys.stdin:
