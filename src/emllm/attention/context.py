@@ -62,29 +62,20 @@ def turned(
     rotation: Rotation,
     *,
     length: int,
+    is_alike: bool = False,
     out: Float[Tensor, "X S D"] | None = None,
 ) -> Float[Tensor, "X S D"]:
-    """Tokens turned as at ``position, position + 1, ...`` of a context of `length` tokens."""
+    """Tokens turned as at ``position, position + 1, ...`` of a context of `length` tokens.
+
+    Args:
+        is_alike: all as at one position.
+        out: where to write; else a new tensor, or `x` itself where nothing is turned.
+    """
     if rotation.table is None:
         return x if out is None else out.copy_(x)
-    stop = position + x.shape[-2]
+    stop = position + (1 if is_alike else x.shape[-2])
     cos, sin = rotation.table.cos_sin(max(length, stop))
     return rotate(x, cos[position:stop], sin[position:stop], rotation, out=out)
-
-
-def turned_alike(
-    x: Float[Tensor, "X S D"],
-    position: int,
-    rotation: Rotation,
-    *,
-    length: int,
-    out: Float[Tensor, "X S D"] | None = None,
-) -> Float[Tensor, "X S D"]:
-    """Tokens all turned as at one position."""
-    if rotation.table is None:
-        return x if out is None else out.copy_(x)
-    cos, sin = rotation.table.cos_sin(max(length, position + 1))
-    return rotate(x, cos[position : position + 1], sin[position : position + 1], rotation, out=out)
 
 
 class ContextBuffers:
@@ -116,7 +107,7 @@ class LayerContext:
         if layout.num_far:
             # Position 0 turns nothing, but YaRN and longrope scale every position.
             far, place = (x[: layout.num_far].transpose(0, 1) for x in (raw, target))
-            turned_alike(far, 0, self._rotation, length=self._length, out=place)
+            turned(far, 0, self._rotation, length=self._length, is_alike=True, out=place)
         self._rotated(raw[layout.num_far :].transpose(0, 1), 0, out=target[layout.num_far :].transpose(0, 1))
 
     def _rotated(self, x: Tensor, position: int, out: Tensor | None = None) -> Tensor:
@@ -155,12 +146,12 @@ class LayerContext:
         keys, values = (x.transpose(0, 1) for x in (self.buffers.keys, self.buffers.values))
         chunk = layout.num_tokens + self.plan.num_chunk
         # Head by head in memory, so that the queries of a group can be seen as one head's without a copy.
-        near, far = (query.new_empty(query.shape) for _ in range(2))
-        self._rotated(query, layout.num_near + self.plan.num_chunk, out=near)
+        near = self._rotated(query, layout.num_near + self.plan.num_chunk, out=query.new_empty(query.shape))
         options: dict[str, Any] = {"scaling": scaling, "softcap": softcap}
         parts = []
         if layout.num_far:
-            turned_alike(query, layout.far_distance, self._rotation, length=self._length, out=far)
+            far = query.new_empty(query.shape)
+            turned(query, layout.far_distance, self._rotation, length=self._length, is_alike=True, out=far)
             parts.append(attend_part(far, keys[:, : layout.num_far], values[:, : layout.num_far], **options))
         if num_new == 1:  # decoding: one call over all near tokens, itself included
             span = slice(layout.num_far, chunk + 1)

@@ -114,8 +114,8 @@ class _Merging:
         self._page_tokens = int(header["page_tokens"])
         self._usual_tokens = max(int(header["settings"]["chunk_tokens"]), self._page_tokens)
         self._is_elementwise = header["codec"] in ELEMENTWISE
-        self._shapes = [shape_of(layer) for layer in header["layers"]]
-        self._codecs = [make_codec(header["codec"], shape, self._page_tokens) for shape in self._shapes]
+        shapes = map(shape_of, header["layers"])
+        self._codecs = [make_codec(header["codec"], shape, self._page_tokens) for shape in shapes]
 
     def runs(self, records: Sequence[FileRecord]) -> Iterator[list[FileRecord]]:
         """Segments that follow one another and make a file of the usual size, or less where one ends."""
@@ -161,25 +161,9 @@ class _Merging:
         """The pages of a layer of several files, so that no page but the last is filled up."""
         if all(size % self._page_tokens == 0 for size in sizes[:-1]):
             return torch.cat(list(pages))
-        decoded = [self._decoded(layer_idx, one, size) for one, size in zip(pages, sizes, strict=True)]
-        keys, values = (torch.cat(parts) for parts in zip(*decoded, strict=True))
-        return self._codecs[layer_idx].encode(self._paged(keys), self._paged(values))
-
-    def _decoded(self, layer_idx: int, pages: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[T, K, D]`` of a file's tokens, as they are."""
-        shape = self._shapes[layer_idx]
-        size = (len(pages), self._page_tokens, shape.num_kv_heads)
-        keys = torch.empty(*size, shape.head_dim, dtype=shape.dtype)
-        values = torch.empty(*size, shape.value_dim, dtype=shape.dtype)
-        self._codecs[layer_idx].decode(pages, keys=keys, values=values)
-        return keys.flatten(0, 1)[:num_tokens], values.flatten(0, 1)[:num_tokens]
-
-    def _paged(self, x: Tensor) -> Tensor:
-        """Tokens ``[T, K, D]`` as pages ``[n, P, K, D]``; the last token fills the last page."""
-        missing = -len(x) % self._page_tokens
-        if missing:
-            x = torch.cat([x, x[-1:].expand(missing, -1, -1)])
-        return x.unflatten(0, (-1, self._page_tokens))
+        codec = self._codecs[layer_idx]
+        decoded = [codec.decode_tokens(one, size) for one, size in zip(pages, sizes, strict=True)]
+        return codec.encode_tokens(*(torch.cat(parts) for parts in zip(*decoded, strict=True)))
 
     def _event_keys(self, files: Sequence[dict[str, Tensor]], num_events: Sequence[int]) -> dict[str, Tensor]:
         merged = {}
@@ -200,8 +184,7 @@ class _Merging:
         for layer_idx, codec in enumerate(self._codecs):
             pages = tensors[f"pages.{layer_idx}"][: -(-num_tokens // self._page_tokens)]
             if num_tokens % self._page_tokens and self._is_elementwise:
-                keys, values = self._decoded(layer_idx, pages, num_tokens)
-                pages = codec.encode(self._paged(keys), self._paged(values))
+                pages = codec.encode_tokens(*codec.decode_tokens(pages, num_tokens))
             kept[f"pages.{layer_idx}"] = pages.contiguous()
         return kept
 

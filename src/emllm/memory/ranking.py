@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emllm.attention.context import turned_alike
+from emllm.attention.context import turned
 from emllm.attention.geometry import LayerGeometry
 from emllm.config import ResolvedConfig
 from emllm.memory.events import EventTable
@@ -150,7 +150,8 @@ class LayerRanking:
     def _turned(self, query: Tensor, *, view: View, num_new: int) -> Tensor:
         """Queries as a token after the local window asks: so far away every event is taken to be."""
         length = view.sinks_stop + view.num_tokens - view.local_start + num_new
-        return turned_alike(query, self._config.local_tokens, self._geometry.rotation, length=length)
+        rotation = self._geometry.rotation
+        return turned(query, self._config.local_tokens, rotation, length=length, is_alike=True)
 
     def _keys_of(self, log: Log) -> KeysOf:
         """The keys of all tokens that may be recalled, a span at a time."""

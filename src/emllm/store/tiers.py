@@ -108,7 +108,6 @@ class Tiers:
     ) -> None:
         self.page_tokens = page_tokens
         self.is_exact = codec == "exact"
-        self._shapes = tuple(shapes)
         self._codecs = [make_codec(codec, shape, page_tokens) for shape in shapes]
         self._raw_codecs = [make_codec("exact", shape, page_tokens) for shape in shapes]
         raw_bytes = sum(one.page_bytes for one in self._raw_codecs)
@@ -147,26 +146,12 @@ class Tiers:
         """
         codecs = self._raw_codecs if is_raw else self._codecs
         layers = zip(codecs, keys, values, strict=True)
-        return PackedPages(
-            [codec.encode(self._paged(key), self._paged(value)).cpu() for codec, key, value in layers]
-        )
+        return PackedPages([codec.encode_tokens(key, value).cpu() for codec, key, value in layers])
 
     def unpack_raw(self, layer_idx: int, pages: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[K, T, D]`` of a unit that was packed as it was."""
-        shape = self._shapes[layer_idx]
-        size = (len(pages), self.page_tokens, shape.num_kv_heads)
-        keys = torch.empty(*size, shape.head_dim, dtype=shape.dtype, device=shape.device)
-        values = torch.empty(*size, shape.value_dim, dtype=shape.dtype, device=shape.device)
-        self._raw_codecs[layer_idx].decode(pages, keys=keys, values=values)
-        flat = (x.flatten(0, 1)[:num_tokens].transpose(0, 1) for x in (keys, values))
-        return next(flat), next(flat)
-
-    def _paged(self, x: Tensor) -> Tensor:
-        """Tokens ``[T, K, D]`` as pages ``[n, P, K, D]``; the last token fills the last page."""
-        missing = -len(x) % self.page_tokens
-        if missing:
-            x = torch.cat([x, x[-1:].expand(missing, -1, -1)])
-        return x.unflatten(0, (-1, self.page_tokens))
+        keys, values = self._raw_codecs[layer_idx].decode_tokens(pages, num_tokens)
+        return keys.transpose(0, 1), values.transpose(0, 1)
 
     def gather(
         self,

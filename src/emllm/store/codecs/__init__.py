@@ -63,12 +63,26 @@ CODECS = tuple(_PACKINGS)
 
 @dataclass(frozen=True)
 class Codec:
-    """Keys and values of whole pages as bytes, and back. Holds no tensors; any device."""
+    """Keys and values of one layer as bytes, and back. Holds no tensors; any device."""
 
     name: str
+    shape: LayerShape
+    page_tokens: int
     page_bytes: int
     keys: Packing
     values: Packing
+
+    def encode_tokens(self, keys: Tensor, values: Tensor) -> Tensor:
+        """Pages of consecutive tokens' keys and values ``[T, K, D]``; the last token fills the last page."""
+        return self.encode(*(_paged(x, self.page_tokens) for x in (keys, values)))
+
+    def decode_tokens(self, pages: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[T, K, D]`` of the first tokens of consecutive pages, as the layer has them."""
+        shape, size = self.shape, (len(pages), self.page_tokens, self.shape.num_kv_heads)
+        keys = torch.empty(*size, shape.head_dim, dtype=shape.dtype, device=shape.device)
+        values = torch.empty(*size, shape.value_dim, dtype=shape.dtype, device=shape.device)
+        self.decode(pages, keys=keys, values=values)
+        return keys.flatten(0, 1)[:num_tokens], values.flatten(0, 1)[:num_tokens]
 
     def encode(self, keys: Tensor, values: Tensor) -> Tensor:
         """Pages ``[n, page_bytes]`` of keys ``[n, P, K, D]`` and values ``[n, P, K, E]``, on their device."""
@@ -116,4 +130,12 @@ def make_codec(name: str, shape: LayerShape, page_tokens: int) -> Codec:
     make, layout = _PACKINGS[name], Layout()
     keys = make(layout, shape, (page_tokens, shape.num_kv_heads, shape.head_dim), TOKENS)
     values = make(layout, shape, (page_tokens, shape.num_kv_heads, shape.value_dim), CHANNELS)
-    return Codec(name, layout.num_bytes, keys, values)
+    return Codec(name, shape, page_tokens, layout.num_bytes, keys, values)
+
+
+def _paged(x: Tensor, page_tokens: int) -> Tensor:
+    """Tokens ``[T, K, D]`` as pages ``[n, P, K, D]``; the last token fills the last page."""
+    missing = -len(x) % page_tokens
+    if missing:
+        x = torch.cat([x, x[-1:].expand(missing, -1, -1)])
+    return x.unflatten(0, (-1, page_tokens))
