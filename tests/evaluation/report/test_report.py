@@ -293,6 +293,21 @@ def test_results_of_two_states_of_the_code_are_said_to_be(tmp_path: Path) -> Non
         assert f"| code | {', '.join(codes)} |" in written
 
 
+def test_lengths_that_were_run_apart_stand_in_one_report(tmp_path: Path) -> None:
+    folders = []
+    for length, num_samples in ((4096, 3), (8192, 2)):
+        lines = [
+            line("a/one", i, "full", 1 / length, sample=f"a/one-{length}-{i}", facts={"length": length})
+            for i in range(num_samples)
+        ]
+        about = json.loads((run_folder(tmp_path / str(length), lines) / "run.json").read_text())
+        tasks = {name: {**task, "num_samples": num_samples} for name, task in about["tasks"].items()}
+        folders.append(run_folder(tmp_path / str(length), lines, tasks=tasks))
+    write_report(folders, tmp_path / "out")
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert "1 task, 5 samples" in written
+
+
 def test_folders_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     lines = planted({("a/one", "full"): [0.5] * 6})
     one = run_folder(tmp_path / "one", lines)

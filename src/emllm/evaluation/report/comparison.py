@@ -161,15 +161,23 @@ def _comparison(runs: list[RunFolder], names: Counter[str], reference: str | Non
 
 
 def _merged(runs: Iterable[RunFolder], kind: str) -> dict[str, Mapping[str, Any]]:
+    """The rows, or the tasks, of all runs; of a task one may have more samples, as of other lengths."""
     merged: dict[str, Mapping[str, Any]] = {}
     first: dict[str, RunFolder] = {}
     for run in runs:
         for name, value in run.about[kind].items():
-            if merged.setdefault(name, value) != value:
+            known = merged.setdefault(name, value)
+            if _settled(known) != _settled(value):
                 one, other = first[name].folder, run.folder
                 raise StoreError(f"{kind[:-1]} {name!r} is not the same in {one} and {other}")
+            merged[name] = max(known, value, key=lambda it: it.get("num_samples", 0))
             first.setdefault(name, run)
     return merged
+
+
+def _settled(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same of a row or a task wherever it was run."""
+    return {name: it for name, it in value.items() if name != "num_samples"}
 
 
 def _refuse_twice(task: str, row: str, records: list[Record], runs: list[RunFolder]) -> None:
