@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,13 +15,29 @@ from emllm.recall.shortlist import EVENTS_PER_RECALL, Shortlist, is_ranking_of_a
 
 @given(st.integers(0, 10**6), st.integers(0, 40), st.integers(0, 10**6))
 def test_every_layer_has_its_turn_once_in_a_period_and_few_have_it_at_once(num_events, first, num_recalls):
-    period = max(1, -(-num_events // EVENTS_PER_RECALL))
+    period = next(2**n for n in range(60) if num_events <= EVENTS_PER_RECALL * 2**n)
     turns = [
         [is_ranking_of_all_due(num_recalls + step, num_events, layer_idx=layer) for layer in range(30)]
         for step in range(period)
     ]
     assert all(sum(column) == 1 for column in zip(*turns, strict=True))
     assert max(map(sum, turns)) <= -(-30 // period)
+
+
+@pytest.mark.parametrize("num_new", [24, 28.05, 31])
+def test_every_layer_has_its_turn_however_long_the_text_grows(num_new):
+    last, overdue, ranked = [0] * 30, [], 0
+    num_recalls = 80_000  # more than a million events, ten million tokens and more
+    for recall in range(num_recalls):
+        num_events = int(recall * num_new)
+        for layer in range(30):
+            if is_ranking_of_all_due(recall, num_events, layer_idx=layer):
+                last[layer] = recall
+                ranked += num_events
+            elif recall - last[layer] > 2 * max(1, num_events / EVENTS_PER_RECALL):
+                overdue.append((recall, layer))
+    assert not overdue
+    assert ranked / (30 * num_recalls) <= EVENTS_PER_RECALL
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=60), st.integers(1, 20), st.integers(0, 9))

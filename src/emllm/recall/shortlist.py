@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from emllm.recall.budget import rank_events
 from emllm.recall.index import IndexPart, joined
 
-#: Events that a layer compares with per recall, on average: up to so many it always ranks all.
+#: Events that rankings of all compare with per recall, at most and on average; up to so many all always are.
 EVENTS_PER_RECALL = 1024
 #: Newer events that are ranked beside a shortlist before the best of both become the shortlist.
 NEWER_EVENTS = 2048
@@ -54,9 +54,13 @@ class Shortlist:
 
 
 def is_ranking_of_all_due(num_recalls: int, num_events: int, *, layer_idx: int) -> bool:
-    """Whether a layer ranks all events at its n-th recall; each layer has its turn."""
-    period = -(-num_events // EVENTS_PER_RECALL)
-    return period <= 1 or (num_recalls + layer_idx) % period == 0
+    """Whether a layer ranks all events at its n-th recall; each layer has its turn.
+
+    The period is a power of two, so that a turn is still one when it has doubled. With a period that grows by
+    one at a time a layer may miss every turn.
+    """
+    period = 1 << (max(-(-num_events // EVENTS_PER_RECALL), 1) - 1).bit_length()
+    return (num_recalls + layer_idx) % period == 0
 
 
 def keys_of(parts: Sequence[IndexPart], events: NDArray[np.int64]) -> IndexPart | None:
