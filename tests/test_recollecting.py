@@ -349,6 +349,29 @@ def test_what_the_template_recalls_is_no_part_of_the_consensus(lm):
     assert (totals[0] == alone.totals).all() and (totals[0] != totals[1]).any()
 
 
+@pytest.mark.parametrize("num_asked", [20, 256, 257, 300])
+def test_a_question_of_any_length_is_compared_with_all_events_in_every_layer(lm, monkeypatch, num_asked):
+    monkeypatch.setattr("emllm.recall.shortlist.EVENTS_PER_RECALL", 1)
+    memory = read(lm, chunk_tokens=392, shortlist_events=4)
+    read_tokens(lm.model, lm.cache(memory), memory.token_ids().tolist(), chunk_tokens=64)
+    fork = memory.fork()
+    trace = fork.trace_recall()
+    asked = lm.chat_format.encode(STORY)[:num_asked]
+    assert len(asked) == num_asked
+    stream = lm.asking.answer(
+        fork,
+        asked,
+        choose=lambda logits, generated: 1,
+        max_new_tokens=1,
+        trace=trace,
+        head_stop=1,
+        tail_start=memory.num_tokens,
+        keep=False,
+    )
+    list(stream)
+    assert len(trace.standing) == lm.geometry.num_layers
+
+
 def test_what_a_neutral_question_recalls_is_taken_off_and_the_memory_is_as_before(lm):
     memory = read(lm)
     num_tokens = memory.num_tokens

@@ -89,7 +89,7 @@ class Asking:
         question_start = memory.num_tokens
         num_asked = template.start if template else len(prompt_ids)
         question, unread = prompt_ids[:num_asked], prompt_ids[num_asked:]
-        self._read(memory, question)
+        self._ask(memory, question)
         if unread and template.stop < len(prompt_ids):
             memory.end_trace()
             self._read(memory, prompt_ids[num_asked : template.stop])
@@ -145,8 +145,7 @@ class Asking:
                 return
             memory = memory.fork()
             memory.trace_recall(trace)
-            for start in range(begun, len(answer), ASKING_TOKENS):  # more at once are read, not asked
-                self._read(memory, answer[start : start + ASKING_TOKENS])
+            self._ask(memory, answer[begun:])
             query = [*question, *answer[begun:]]
 
     def usual(self, memory: EpisodicMemory) -> Usual:
@@ -247,6 +246,12 @@ class Asking:
             ids += _kept(memory, start, stop)
             ids += self.between if frame.text_start != stop != talk.stop else ()
         return ids
+
+    def _ask(self, memory: EpisodicMemory, token_ids: Sequence[int]) -> None:
+        """Read ids as a question, which is compared with all events; more at once are read as a text is."""
+        num_pieces = -(-len(token_ids) // ASKING_TOKENS)
+        for piece in np.array_split(np.array(token_ids, dtype=np.int64), max(num_pieces, 1)):
+            self._read(memory, piece.tolist())
 
     def _read(self, memory: EpisodicMemory, token_ids: Sequence[int]) -> None:
         """Read ids, if there are any."""
