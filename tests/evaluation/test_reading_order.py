@@ -35,6 +35,11 @@ def test_tasks_with_the_same_texts_in_the_same_order_read_each_once(texts, names
     assert [len(group) for group in groups] == [len(names)] * len(texts)
 
 
+def test_neighbours_with_one_text_are_read_once():
+    texts = placed({"a": ["p", "p", "q", "p"], "b": ["p"]})
+    assert [len(group) for group in reading_order(texts.items())] == [3, 1, 1]
+
+
 def test_tasks_with_texts_of_their_own_follow_one_another():
     texts = placed({"a": ["p", "q"], "b": ["r", "s"]})
     assert list(reading_order(texts.items())) == [[place] for place in texts]

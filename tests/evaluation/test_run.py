@@ -377,8 +377,20 @@ def test_a_text_that_several_tasks_ask_about_is_read_once_by_each_row(lm, monkey
 def test_only_the_first_questions_of_a_sample_are_asked_and_a_run_keeps_to_their_number(lm, fake, tmp_path):
     folder = start(lm, tmp_path, questions=1)
     assert {len(line["answers"]) for line in folder.results if line["failed"] is None} == {1}
-    assert json.loads((tmp_path / RUN).read_text())["questions"] == 1
-    with pytest.raises(ConfigError, match="questions was 1, is None"):
+    assert json.loads((tmp_path / RUN).read_text())["tasks"]["tiny/one"]["questions"] == 1
+    with pytest.raises(ConfigError, match="task tiny/one had questions=1, has None"):
         start(lm, tmp_path)
     with pytest.raises(ConfigError, match="questions must be >= 1, got 0"):
         start(lm, tmp_path / "other", questions=0)
+
+
+def test_a_sample_that_is_another_when_its_turn_comes_is_refused(lm, fake, monkeypatch, tmp_path):
+    made = [0]
+
+    def changing(task, needs):
+        made[0] += 1
+        yield sample(made[0])
+
+    monkeypatch.setattr(module, "samples_function", lambda name: changing)
+    with pytest.raises(SourceError, match="tiny/one: sample 0 is another by now; the data changed"):
+        start(lm, tmp_path, TASKS[:1])

@@ -12,7 +12,7 @@ from typing import Any
 from emllm.models.fingerprint import difference as model_difference
 
 #: What two starts of one run have in common.
-_COMMON = ("dtype", "seed", "lengths", "num_samples", "questions", "shards", "shard")
+_COMMON = ("dtype", "seed", "lengths", "num_samples", "shards", "shard")
 
 
 def first_difference(

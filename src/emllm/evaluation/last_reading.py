@@ -1,9 +1,9 @@
-"""The text that was read last, for rows that read it alike and only ask in other ways.
+"""The text that was read last, for rows that read it alike and only ask in other ways, and for other tasks.
 
 Reading is nearly all that an evaluation costs. Rows that differ in nothing but how a question is answered
-(`config.ASKING`) share one reading where they stand side by side. A text that does not fit into RAM is read
-into a folder, which stays when the run is interrupted, until another such text is read or the run is done.
-This module does not know how a text is read, nor what is asked.
+(`config.ASKING`) share one reading where they stand side by side, and so do samples with one text. A text
+that does not fit into RAM is read into a folder, which stays when the run is interrupted, until another such
+text is read or the run is done. This module does not know how a text is read, nor what is asked.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def text_digest(sample: Sample) -> str:
 def reading_order(digests: Iterable[tuple[Place, str]]) -> Iterator[list[Place]]:
     """Groups of samples with one text, every sample once.
 
-    Within a task samples keep their order, as they are made one after another; where two tasks have their
-    texts in different orders, some stand in groups of their own.
+    Within a task samples keep their order, as they are made one after another. So a text that comes again
+    after others, or in two tasks that have their texts in different orders, stands in several groups.
 
     Args:
         digests: the samples, ordered by number within each task, and the digests of their texts.
@@ -42,7 +42,11 @@ def reading_order(digests: Iterable[tuple[Place, str]]) -> Iterator[list[Place]]
     while waiting:
         first = next(iter(waiting.values()))[0][1]
         alike = [task for task, line in waiting.items() if line[0][1] == first]
-        yield [waiting[task].popleft()[0] for task in alike]
+        group = []
         for task in alike:
-            if not waiting[task]:
+            line = waiting[task]
+            while line and line[0][1] == first:
+                group.append(line.popleft()[0])
+            if not line:
                 del waiting[task]
+        yield group

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -142,7 +143,7 @@ class Run:
             num_samples[task.name] = len(seen)
         return plan, num_samples
 
-    def _samples(self, task: Task) -> Iterator[tuple[int, Sample]]:
+    def _samples(self, task: Task) -> Generator[tuple[int, Sample], None, None]:
         """The samples with their numbers.
 
         Raises:
@@ -171,6 +172,7 @@ class Run:
     def _described(self, num_samples: Mapping[str, int]) -> dict[str, Any]:
         """What ``run.json`` says."""
         geometry, wishes = self._lm.geometry, self._wishes
+        most = wishes.questions
         model = {"trained_tokens": geometry.trained_tokens, "num_layers": geometry.num_layers}
         return {
             **surroundings(self._lm),
@@ -179,25 +181,33 @@ class Run:
             "lengths": list(wishes.lengths),
             "num_samples": wishes.num_samples,
             "limit": wishes.limit,
-            "questions": wishes.questions,
             "shards": wishes.shards,
             "shard": wishes.shard,
             "rows": {row.name: row.described(wishes.settings, **model) for row in wishes.rows},
-            "tasks": {task.name: _task_described(task, num_samples[task.name]) for task in wishes.tasks},
+            "tasks": {
+                task.name: _task_described(task, num_samples[task.name], most) for task in wishes.tasks
+            },
         }
 
     def _run(self, to_do: Plan, folder: RunFolder, pace: Pace) -> None:
         """Everything that is missing, text by text, and within a text row by row."""
-        tasks = {task.name: task for task in self._wishes.tasks}
-        made = {name: self._samples(task) for name, task in tasks.items()}
-        texts = {Place(key.task, one.index): one.text for key, one in to_do.items()}
-        for places in reading_order(texts.items()):
-            samples = [(tasks[at.task], at.number, _sample_at(made[at.task], at.number)) for at in places]
+        for samples in self._by_text({Place(key.task, one.index): one.text for key, one in to_do.items()}):
             for row in self._wishes.rows:
                 for task, index, sample in samples:
                     planned = to_do.get(Key(task.name, sample.sample_id, row.name))
                     if planned is not None:
                         self._run_one(task, index, sample, planned, folder, pace)
+
+    def _by_text(self, texts: Mapping[Place, str]) -> Iterator[list[tuple[Task, int, Sample]]]:
+        """These samples, those with one text together; a task's files are let go after its last sample."""
+        tasks = {task.name: task for task in self._wishes.tasks}
+        made = {name: self._samples(task) for name, task in tasks.items()}
+        num_left = Counter(place.task for place in texts)
+        for places in reading_order(texts.items()):
+            yield [(tasks[at.task], at.number, _sample_at(made[at.task], at, texts[at])) for at in places]
+            num_left.subtract(place.task for place in places)
+            for task in {place.task for place in places if not num_left[place.task]}:
+                made.pop(task).close()
 
     def _run_one(
         self, task: Task, index: int, sample: Sample, planned: Planned, folder: RunFolder, pace: Pace
@@ -242,12 +252,19 @@ class Run:
         return result, costs_line(task, sample, row.name, outcome)
 
 
-def _sample_at(made: Iterator[tuple[int, Sample]], index: int) -> Sample:
-    """The sample of this number, of those that are still to come."""
-    return next(sample for number, sample in made if number == index)
+def _sample_at(made: Iterator[tuple[int, Sample]], place: Place, text: str) -> Sample:
+    """The sample at a place, of those that are still to come.
+
+    Raises:
+        SourceError: it is not there any more, or has another text than when all samples were looked at.
+    """
+    sample = next((sample for number, sample in made if number == place.number), None)
+    if sample is None or text_digest(sample) != text:
+        raise SourceError(f"task {place.task}: sample {place.number} is another by now; the data changed")
+    return sample
 
 
-def _task_described(task: Task, num_samples: int) -> dict[str, Any]:
+def _task_described(task: Task, num_samples: int, questions: int | None) -> dict[str, Any]:
     """What ``run.json`` says of a task; the digest changes with anything in its file."""
     return {
         "metric": task.metric,
@@ -255,6 +272,7 @@ def _task_described(task: Task, num_samples: int) -> dict[str, Any]:
         "category": task.category,
         "answer_tokens": task.answer_tokens,
         "num_samples": num_samples,
+        "questions": questions,
         "digest": hashlib.sha256(repr(task).encode()).hexdigest()[:16],
     }
 

@@ -316,6 +316,10 @@ def test_folders_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     other = {row: {"kind": row, "settings": {"gamma": 2}} for row in ROWS}
     with pytest.raises(StoreError, match=r"row 'full' is not the same in .*one and .*two"):
         write_report([one, run_folder(tmp_path / "two", lines, rows=other)], tmp_path / "out")
+    asked = json.loads((one / "run.json").read_text())["tasks"]
+    asked = {name: {**task, "questions": 3} for name, task in asked.items()}
+    with pytest.raises(StoreError, match=r"task 'a/one' is not the same in .*one and .*two"):
+        write_report([one, run_folder(tmp_path / "two", lines, tasks=asked)], tmp_path / "out")
     with pytest.raises(ConfigError, match="reference must be one of full, default, em-llm, got 'x'"):
         write_report([one], tmp_path / "out", reference="x")
     with pytest.raises(ConfigError, match="at least one run folder"):

@@ -121,14 +121,20 @@ def method_section(comparison: Comparison) -> Section:
         for row, about in comparison.rows.items()
     )
     tasks = tuple(
-        (Cell(task), Cell(str(about.get("metric", ""))), Cell(str(about.get("answer_tokens", ""))))
+        (Cell(task), *(Cell(_plain(about.get(name))) for name in ("metric", "answer_tokens", "questions")))
         for task, about in comparison.tasks.items()
     )
     return Section(
         "How it was run",
         (
             Table("Rows", ("row", "kind", "settings"), rows, is_text=True, is_folded=True),
-            Table("Tasks", ("task", "metric", "answer tokens"), tasks, is_text=True, is_folded=True),
+            Table(
+                "Tasks",
+                ("task", "metric", "answer tokens", "questions"),
+                tasks,
+                is_text=True,
+                is_folded=True,
+            ),
             Table("Runs", ("", *_run_names(comparison)), tuple(_run_lines(comparison)), is_text=True),
         ),
     )
@@ -139,10 +145,7 @@ def _run_names(comparison: Comparison) -> list[str]:
 
 
 def _run_lines(comparison: Comparison) -> list[tuple[Cell, ...]]:
-    names = (
-        *("created", "dtype", "device", "threads", "hardware", "seed"),
-        *("lengths", "num_samples", "limit", "questions"),
-    )
+    names = ("created", "dtype", "device", "threads", "hardware", "seed", "lengths", "num_samples", "limit")
     lines = [
         (Cell(name.replace("_", " ")), *(Cell(_plain(run.about.get(name))) for run in comparison.runs))
         for name in names
