@@ -191,7 +191,7 @@ class EpisodicLM:
         return [document for document, _ in texts if document is not None]
 
     def prepare(self, memory: EpisodicMemory) -> None:
-        """Find out now what the first question to a memory would have to, so that its answer comes sooner.
+        """Find out now what the next question to a memory would have to, so that its answer comes sooner.
 
         That is what the memory recalls whatever is asked; a folder keeps it until the memory reads on.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -172,9 +172,9 @@ class Conversation:
                 self._answer(message)
 
     def prepare(self) -> None:
-        """Find out now what the next answer needs, while a person reads the last one and types."""
+        """Find out now what the next answer needs, while a person reads the last one; Ctrl-C leaves it."""
         if is_typed():
-            with stopping():
+            with on_interrupt(signal.default_int_handler), suppress(KeyboardInterrupt):
                 prepare(self.lm, self.memory)
 
     def _answer(self, message: str) -> None:
