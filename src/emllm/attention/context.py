@@ -106,8 +106,8 @@ class LayerContext:
         target = self.buffers.keys[: layout.num_tokens]
         if layout.num_far:
             # Position 0 turns nothing, but YaRN and longrope scale every position.
-            far, place = (x[: layout.num_far].transpose(0, 1) for x in (raw, target))
-            turned(far, 0, self._rotation, length=self._length, is_alike=True, out=place)
+            far, far_target = (x[: layout.num_far].transpose(0, 1) for x in (raw, target))
+            turned(far, 0, self._rotation, length=self._length, is_alike=True, out=far_target)
         self._rotated(raw[layout.num_far :].transpose(0, 1), 0, out=target[layout.num_far :].transpose(0, 1))
 
     def _rotated(self, x: Tensor, position: int, out: Tensor | None = None) -> Tensor:

@@ -68,7 +68,7 @@ def _cpu_part(
         query[None], key[None], value[None], 0.0, is_causal, attn_mask=bias, scale=scaling
     )
     # The kernel's normalisers lie query by query, which makes every operation on them slower than one copy.
-    return out[0].reshape(num_heads, num_queries, -1), lse[0].reshape(num_heads, num_queries).contiguous()
+    return out[0].reshape(num_heads, num_queries, -1), lse[0].contiguous().view(num_heads, num_queries)
 
 
 def _cuda_part(

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
 from emllm.recall.index import IndexPart
@@ -110,13 +110,17 @@ def _put_products(queries: Tensor, part: IndexPart, out: Float[Tensor, "K R Q N"
         products = torch.matmul(queries.float()[:, None], part.keys.float().transpose(2, 3))
     else:
         products = torch.empty(out.shape, dtype=torch.int32)
-        # Unbound once: indexing costs as much as a small product.
-        for steps, keys, places in zip(
-            queries.unbind(), part.keys.mT.unbind(), products.unbind(), strict=True
-        ):
-            for columns, place in zip(keys.unbind(), places.unbind(), strict=True):
-                torch._int_mm(steps, columns, out=place)
+        _put_byte_products(queries, part.keys, products)
     out.copy_(products).mul_(part.scales[:, None, None])
+
+
+def _put_byte_products(
+    queries: Int8[Tensor, "K Q D"], keys: Int8[Tensor, "K R N D"], out: Int32[Tensor, "K R Q N"]
+) -> None:
+    """All products of bytes on a CPU; unbound once, as indexing costs as much as a small product."""
+    for steps, of_head, places in zip(queries.unbind(), keys.mT.unbind(), out.unbind(), strict=True):
+        for columns, place in zip(of_head.unbind(), places.unbind(), strict=True):
+            torch._int_mm(steps, columns, out=place)
 
 
 def block_events(num_kv_heads: int, num_queries: int) -> int:
@@ -163,12 +167,11 @@ def _byte_products(queries: Int8[Tensor, "K Q D"], keys: Int8[Tensor, "K R N D"]
         products = torch.einsum("KQD,KRND->KRQN", queries.float(), keys.float())
         return products.amax(dim=1)
     num_kv_heads, num_representatives, num_events, _ = keys.shape
-    shape = (num_kv_heads, queries.shape[1], num_events)
+    shape = (num_kv_heads, 1, queries.shape[1], num_events)
     best, other = torch.empty((2, *shape), dtype=torch.int32)
     for representative in range(num_representatives):
         products = other if representative else best
-        for head in range(num_kv_heads):
-            torch._int_mm(queries[head], keys[head, representative].T, out=products[head])
+        _put_byte_products(queries, keys[:, representative : representative + 1], products)
         if representative:
             torch.maximum(best, other, out=best)
-    return best
+    return best[:, 0]
