@@ -19,7 +19,6 @@ def start(*argv: object, **options: object) -> subprocess.Popen[bytes]:
         [*EMLLM, *map(str, argv)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **options,
     )
 

@@ -227,7 +227,6 @@ class TestInterruption:
             [*EMLLM, *map(str, argv)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         until = time.monotonic() + 120
         while not list((path / "segments").glob("*.safetensors")) and time.monotonic() < until:
@@ -378,6 +377,20 @@ class TestChatting:
         typed = answers(run("chat", memory, "--device", "cpu", *SHORT, "--json"))
         assert said == ["prepared", "Who?", "prepared", "What?", "prepared"]
         assert [one["answer"] for one in typed] == [one["answer"] for one in at_once]
+
+    @pytest.mark.parametrize("wrong", [KeyboardInterrupt(), StoreError("the disk is full")])
+    def test_a_conversation_goes_on_where_the_next_answer_cannot_be_prepared(
+        self, run, memory: Path, monkeypatch, wrong: BaseException
+    ) -> None:
+        def fails(*to: object) -> None:
+            raise wrong
+
+        monkeypatch.setattr(EpisodicLM, "prepare", fails)
+        monkeypatch.setattr("emllm.cli.chat.messages", lambda: iter(["Who?", "What?"]))
+        monkeypatch.setattr("emllm.cli.chat.is_typed", lambda: True)
+        ended = run("chat", memory, "--device", "cpu", *SHORT, "--json")
+        assert len(answers(ended)) == 2
+        assert ("not prepared for questions: the disk is full" in ended.err) == isinstance(wrong, StoreError)
 
     def test_only_a_conversation_is_gone_on_with(
         self, run, refuses, memory: Path, story: Path, model, stdin, tmp_path: Path
