@@ -7,7 +7,6 @@ dropped. This module does not know where that is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +17,6 @@ from torch import Tensor
 
 FIRST_SLAB_TOKENS = 64
 LARGEST_SLAB_TOKENS = 16_384
-
-#: Bytes that a tensor's start is a multiple of.
-_ALIGNMENT = 64
 
 TokenIdx = NDArray[np.int64]
 
@@ -42,40 +38,19 @@ class _Slab:
     def __init__(self, start: int, capacity: int, shapes: Sequence[LayerShape]) -> None:
         self.start = start
         self.capacity = capacity
-        sizes = [
-            (capacity, shape.num_kv_heads, width)
-            for shape in shapes
-            for width in (shape.head_dim, shape.value_dim)
-        ]
-        rooms = empty_tensors(sizes, [shape for shape in shapes for _ in range(2)])
-        self.keys, self.values = rooms[::2], rooms[1::2]
+        self.keys = [empty_rows(capacity, shape, shape.head_dim) for shape in shapes]
+        self.values = [empty_rows(capacity, shape, shape.value_dim) for shape in shapes]
 
 
 def empty_rows(capacity: int, shape: LayerShape, width: int) -> Tensor:
-    """Room for the keys, or the values, of so many tokens, ``[S, K, width]``."""
-    return empty_tensors([(capacity, shape.num_kv_heads, width)], [shape])[0]
+    """Room for the keys, or the values, of so many tokens, ``[S, K, width]``.
 
-
-def empty_tensors(sizes: Sequence[tuple[int, int, int]], shapes: Sequence[LayerShape]) -> list[Tensor]:
-    """Tensors of these sizes; those on the CPU lie in one stretch of memory.
-
-    NumPy asks the system for huge pages where a stretch is long: the first touch of a small page costs more
-    than what is written to it.
+    Not NumPy's, which asks the system for huge pages: each is filled with zeros by one thread alone, in all
+    layers at the same tokens.
     """
-    num_bytes = [
-        math.prod(size) * shape.dtype.itemsize if shape.device.type == "cpu" else 0
-        for size, shape in zip(sizes, shapes, strict=True)
-    ]
-    starts = np.cumsum([0] + [-(-num // _ALIGNMENT) * _ALIGNMENT for num in num_bytes]).tolist()
     # Outside inference mode: a buffer born inside it could never be written outside.
     with torch.inference_mode(False):
-        stretch = torch.from_numpy(np.empty(starts.pop(), dtype=np.uint8))
-        return [
-            stretch[start : start + num].view(shape.dtype).view(size)
-            if shape.device.type == "cpu"
-            else torch.empty(size, dtype=shape.dtype, device=shape.device)
-            for start, num, size, shape in zip(starts, num_bytes, sizes, shapes, strict=True)
-        ]
+        return torch.empty(capacity, shape.num_kv_heads, width, dtype=shape.dtype, device=shape.device)
 
 
 class Slabs:
