@@ -49,6 +49,25 @@ def asked(lm, memory):
     return [*lm.asking.context(fork, passages, frame), *prompt], head, prompt
 
 
+def traced(lm, memory, prompt, **options):
+    """What was recalled for a prompt that a fork answers."""
+    fork = memory.fork()
+    trace = fork.trace_recall()
+    answer = lm.asking.answer(
+        fork,
+        prompt,
+        choose=lambda logits, generated: 1,
+        max_new_tokens=1,
+        trace=trace,
+        head_stop=1,
+        tail_start=memory.num_tokens,
+        keep=False,
+        **options,
+    )
+    list(answer)
+    return trace
+
+
 def pieces_of(context, log, between):
     """The spans of the log that follow one another in a context, parted by `between`."""
     spans, at = [], 0
@@ -327,21 +346,7 @@ def test_what_the_template_recalls_is_no_part_of_the_consensus(lm):
     prompt = lm.chat_format.question(QUESTION, is_first=True)
     totals = []
     for template in (range(len(prompt) - 4, len(prompt)), range(0)):
-        fork = memory.fork()
-        trace = fork.trace_recall()
-        ids = lm.asking.answer(
-            fork,
-            prompt,
-            choose=lambda logits, generated: 1,
-            max_new_tokens=1,
-            trace=trace,
-            head_stop=1,
-            tail_start=memory.num_tokens,
-            template=template,
-            keep=False,
-        )
-        list(ids)
-        totals.append(trace.totals.copy())
+        totals.append(traced(lm, memory, prompt, template=template).totals.copy())
     fork = memory.fork()
     alone = fork.trace_recall()
     alone.take_off(lm.asking.usual(memory))
@@ -354,22 +359,9 @@ def test_a_question_of_any_length_is_compared_with_all_events_in_every_layer(lm,
     monkeypatch.setattr("emllm.recall.shortlist.EVENTS_PER_RECALL", 1)
     memory = read(lm, chunk_tokens=392, shortlist_events=4)
     read_tokens(lm.model, lm.cache(memory), memory.token_ids().tolist(), chunk_tokens=64)
-    fork = memory.fork()
-    trace = fork.trace_recall()
-    asked = lm.chat_format.encode(STORY)[:num_asked]
-    assert len(asked) == num_asked
-    stream = lm.asking.answer(
-        fork,
-        asked,
-        choose=lambda logits, generated: 1,
-        max_new_tokens=1,
-        trace=trace,
-        head_stop=1,
-        tail_start=memory.num_tokens,
-        keep=False,
-    )
-    list(stream)
-    assert len(trace.standing) == lm.geometry.num_layers
+    question = lm.chat_format.encode(STORY)[:num_asked]
+    assert len(question) == num_asked
+    assert len(traced(lm, memory, question).standing) == lm.geometry.num_layers
 
 
 def test_what_a_neutral_question_recalls_is_taken_off_and_the_memory_is_as_before(lm):

@@ -104,15 +104,17 @@ class LayerContext:
         """Put the gathered keys of the plan where they stand: near ones turned, far ones as they are."""
         layout = self.plan.layout
         target = self.buffers.keys[: layout.num_tokens]
+        (far, near), (far_target, near_target) = (
+            (x[: layout.num_far].transpose(0, 1), x[layout.num_far :].transpose(0, 1)) for x in (raw, target)
+        )
         if layout.num_far:
             # Position 0 turns nothing, but YaRN and longrope scale every position.
-            far, far_target = (x[: layout.num_far].transpose(0, 1) for x in (raw, target))
-            turned(far, 0, self._rotation, length=self._length, is_alike=True, out=far_target)
-        self._rotated(raw[layout.num_far :].transpose(0, 1), 0, out=target[layout.num_far :].transpose(0, 1))
+            self._rotated(far, 0, is_alike=True, out=far_target)
+        self._rotated(near, 0, out=near_target)
 
-    def _rotated(self, x: Tensor, position: int, out: Tensor | None = None) -> Tensor:
-        """Tokens turned as at ``position, position + 1, ...``."""
-        return turned(x, position, self._rotation, out=out, length=self._length)
+    def _rotated(self, x: Tensor, position: int, *, is_alike: bool = False, out: Tensor) -> Tensor:
+        """See `turned`."""
+        return turned(x, position, self._rotation, length=self._length, is_alike=is_alike, out=out)
 
     @property
     def _length(self) -> int:
@@ -150,8 +152,7 @@ class LayerContext:
         options: dict[str, Any] = {"scaling": scaling, "softcap": softcap}
         parts = []
         if layout.num_far:
-            far = query.new_empty(query.shape)
-            turned(query, layout.far_distance, self._rotation, length=self._length, is_alike=True, out=far)
+            far = self._rotated(query, layout.far_distance, is_alike=True, out=query.new_empty(query.shape))
             parts.append(attend_part(far, keys[:, : layout.num_far], values[:, : layout.num_far], **options))
         if num_new == 1:  # decoding: one call over all near tokens, itself included
             span = slice(layout.num_far, chunk + 1)

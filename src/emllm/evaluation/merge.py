@@ -18,6 +18,7 @@ from emllm.evaluation.results import (
     RESULTS,
     RUN,
     Key,
+    costs_of,
     encoded,
     in_order,
     key_of,
@@ -53,10 +54,8 @@ def merge(folders: Sequence[Path], into: Path) -> Path:
         "shard": 0,
     }
     ordered = in_order(results, run)
-    last = {key_of(line): line for line in costs}
-    kept = [last[key] for key in map(key_of, ordered) if key in last]
     described = (json.dumps(run, indent=1) + "\n").encode()
-    _write(into, {RESULTS: _bytes(ordered), COSTS: _bytes(kept), RUN: described})
+    _write(into, {RESULTS: _bytes(ordered), COSTS: _bytes(costs_of(ordered, costs)), RUN: described})
     return into
 
 

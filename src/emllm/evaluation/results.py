@@ -98,6 +98,12 @@ def in_order(lines: Iterable[dict[str, Any]], run: Mapping[str, Any]) -> list[di
     return sorted(lines, key=lambda line: (tasks.index(line["task"]), line["index"], rows.index(line["row"])))
 
 
+def costs_of(results: Iterable[Mapping[str, Any]], costs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The costs of these results, in their order: of several lines about one the last."""
+    last = {key_of(line): line for line in costs}
+    return [last[key] for key in map(key_of, results) if key in last]
+
+
 class RunFolder:
     """A run's folder, open for writing until `close`. Nobody else writes to it meanwhile.
 
@@ -210,8 +216,7 @@ class RunFolder:
         """Put the results in order, and the costs in that of the results."""
         ordered = in_order(self.results, self.run)
         if ordered != self.results:
-            last = {key_of(line): line for line in _parsed(self.path / COSTS)[0]}
-            costs = [last[key] for key in map(key_of, ordered) if key in last]
+            costs = costs_of(ordered, read_lines(self.path / COSTS))
             self._publish(COSTS, b"".join(map(encoded, costs)))
             self._publish(RESULTS, b"".join(map(encoded, ordered)))
             self.results = ordered

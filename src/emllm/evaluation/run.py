@@ -193,26 +193,24 @@ class Run:
         """Everything that is missing, text by text, and within a text row by row."""
         for samples in self._by_text({Place(key.task, one.index): one.text for key, one in to_do.items()}):
             for row in self._wishes.rows:
-                for task, index, sample in samples:
+                for task, sample in samples:
                     planned = to_do.get(Key(task.name, sample.sample_id, row.name))
                     if planned is not None:
-                        self._run_one(task, index, sample, planned, folder, pace)
+                        self._run_one(task, sample, planned, folder, pace)
 
-    def _by_text(self, texts: Mapping[Place, str]) -> Iterator[list[tuple[Task, int, Sample]]]:
+    def _by_text(self, texts: Mapping[Place, str]) -> Iterator[list[tuple[Task, Sample]]]:
         """These samples, those with one text together; a task's files are let go after its last sample."""
         tasks = {task.name: task for task in self._wishes.tasks}
         made = {name: self._samples(task) for name, task in tasks.items()}
         num_left = Counter(place.task for place in texts)
         for places in reading_order(texts.items()):
-            yield [(tasks[at.task], at.number, _sample_at(made[at.task], at, texts[at])) for at in places]
+            yield [(tasks[at.task], _sample_at(made[at.task], at, texts[at])) for at in places]
             num_left.subtract(place.task for place in places)
             for task in {place.task for place in places if not num_left[place.task]}:
                 made.pop(task).close()
 
-    def _run_one(
-        self, task: Task, index: int, sample: Sample, planned: Planned, folder: RunFolder, pace: Pace
-    ) -> None:
-        row = planned.row
+    def _run_one(self, task: Task, sample: Sample, planned: Planned, folder: RunFolder, pace: Pace) -> None:
+        index, row = planned.index, planned.row
         show = self._shown(f"{task.name} {index + 1}, {row.name}", pace)
         show(None)
         begun = time.perf_counter()

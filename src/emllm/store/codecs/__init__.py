@@ -45,7 +45,7 @@ from torch import Tensor
 from emllm.errors import ConfigError
 from emllm.store.codecs.layout import Layout
 from emllm.store.codecs.packings import CHANNELS, TOKENS, Float8, Integer, Packing, Plain
-from emllm.store.slabs import LayerShape
+from emllm.store.slabs import LayerShape, empty_rows
 
 _MakePacking = Callable[[Layout, LayerShape, tuple[int, int, int], int], Packing]
 
@@ -78,11 +78,13 @@ class Codec:
 
     def decode_tokens(self, pages: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[T, K, D]`` of the first tokens of consecutive pages, as the layer has them."""
-        shape, size = self.shape, (len(pages), self.page_tokens, self.shape.num_kv_heads)
-        keys = torch.empty(*size, shape.head_dim, dtype=shape.dtype, device=shape.device)
-        values = torch.empty(*size, shape.value_dim, dtype=shape.dtype, device=shape.device)
-        self.decode(pages, keys=keys, values=values)
-        return keys.flatten(0, 1)[:num_tokens], values.flatten(0, 1)[:num_tokens]
+        size = (len(pages), self.page_tokens)
+        keys, values = (
+            empty_rows(len(pages) * self.page_tokens, self.shape, width)
+            for width in (self.shape.head_dim, self.shape.value_dim)
+        )
+        self.decode(pages, keys=keys.unflatten(0, size), values=values.unflatten(0, size))
+        return keys[:num_tokens], values[:num_tokens]
 
     def encode(self, keys: Tensor, values: Tensor) -> Tensor:
         """Pages ``[n, page_bytes]`` of keys ``[n, P, K, D]`` and values ``[n, P, K, E]``, on their device."""
