@@ -12,6 +12,9 @@ from torch import Tensor
 
 from emllm.dims import Keys
 
+#: Queries whose logits exist at once: with many, most of their keys are in the window of some of them only.
+QUERIES_AT_ONCE = 128
+
 
 def attention_mass(
     query: Float[Tensor, "H T D"],
@@ -35,26 +38,29 @@ def attention_mass(
     """
     num_kv_heads, num_keys, _ = key.shape
     num_queries = query.shape[1]
-    grouped = (query * scaling).to(key.dtype).unflatten(0, (num_kv_heads, -1))
-    normaliser = lse.unflatten(0, (num_kv_heads, -1))
-    # Only keys that are younger than the first query, or too old for the last one, need a mask.
     num_older = num_keys - num_queries
-    num_leaving = max(0, min(num_keys - local_tokens, num_older))
-    distance = torch.arange(num_queries, device=key.device)[:, None] + num_older
-    too_old = distance - torch.arange(num_leaving, device=key.device) >= local_tokens
-    own = distance - torch.arange(num_older, num_keys, device=key.device)
-    hidden = (own < 0) | (own >= local_tokens)
-    ones = torch.ones(1, num_queries, dtype=torch.float32, device=key.device)
+    grouped = (query * scaling).to(key.dtype).unflatten(0, (num_kv_heads, -1))
+    normaliser = lse.unflatten(0, (num_kv_heads, -1))[..., None]
     mass = torch.zeros(num_kv_heads, num_keys, dtype=torch.float32, device=key.device)
-    for head in range(num_kv_heads):  # a head's logits at a time stay in cache
-        for member in range(grouped.shape[1]):
-            logits = (grouped[head, member] @ key[head].T).float()
+    for start in range(0, num_queries, QUERIES_AT_ONCE):
+        rows = slice(start, min(start + QUERIES_AT_ONCE, num_queries))
+        own = torch.arange(num_older + rows.start, num_older + rows.stop, device=key.device)[:, None]
+        seen = slice(max(num_older + rows.start - local_tokens + 1, 0), num_older + rows.stop)
+        # Only keys that are younger than the first query, or too old for the last one, need a mask.
+        num_leaving = max(seen.stop - local_tokens - seen.start, 0)
+        num_own = rows.stop - rows.start
+        ends = [slice(0, num_leaving), slice(seen.stop - seen.start - num_own, seen.stop - seen.start)]
+        places = torch.arange(seen.start, seen.stop, device=key.device)
+        hidden = [(own < places[end]) | (own - places[end] >= local_tokens) for end in ends]
+        for head in range(num_kv_heads):  # a head's logits at a time stay in cache
+            queries = grouped[head, :, rows]
+            logits = (queries.flatten(0, 1) @ key[head, seen].T).float().view(*queries.shape[:2], -1)
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
-            shares = logits.sub_(normaliser[head, member][:, None]).exp_()
-            shares[:, num_older:].masked_fill_(hidden, 0.0)
-            shares[:, :num_leaving].masked_fill_(too_old, 0.0)
-            mass[head] += (ones @ shares)[0]
+            shares = logits.sub_(normaliser[head, :, rows]).exp_()
+            for end, mask in zip(ends, hidden, strict=True):
+                shares[..., end].masked_fill_(mask, 0.0)
+            mass[head, seen] += shares.new_ones(shares.shape[:2].numel()) @ shares.flatten(0, 1)
     return mass
 
 
