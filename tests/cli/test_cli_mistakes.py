@@ -68,6 +68,14 @@ class TestSources:
             file.truncate(2**40)
         assert "1,099,511,627,776 bytes, more than the" in refuses("ask", path, "Who?")
 
+    def test_files_that_are_larger_than_memory_together_are_refused_by_their_sizes(
+        self, refuses: Refuses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        paths = [write(tmp_path, f"{name}.txt", b"words " * 100) for name in ("one", "two")]
+        monkeypatch.setattr("emllm.cli.sources.free_ram_bytes", lambda: 6 * 1000)
+        assert "2 sources: 1,200 bytes, more than the 1,000" in refuses("ask", *paths, "Who?")
+        assert f"{tmp_path}: 1,200 bytes, more than the 1,000" in refuses("ask", tmp_path, "Who?")
+
     def test_chat_does_not_read_its_messages_as_a_text(self, refuses: Refuses) -> None:
         assert "standard input" in refuses("chat", "-")
 

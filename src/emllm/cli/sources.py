@@ -27,20 +27,29 @@ def load_documents(sources: Sequence[str]) -> list[Document]:
     """The documents; what a folder holds and cannot be read is remarked on stderr.
 
     Raises:
-        SourceError: a source cannot be read, or is larger than RAM allows: known from its size.
+        SourceError: a source cannot be read, or together they are larger than RAM allows, by their sizes.
     """
     from emllm.documents.load import MAX_BYTES, load_all
 
     most = free_ram_bytes() // RAM_PER_BYTE
-    for source in sources:
-        if os.path.isfile(source) and (size := os.path.getsize(source)) > most:
-            raise SourceError(
-                f"{source}: {size:,} bytes, more than the {most:,} that the free RAM can hold as text"
-            )
+    size = sum(map(_size_of, sources))
+    if size > most:
+        name = sources[0] if len(sources) == 1 else f"{len(sources)} sources"
+        raise SourceError(
+            f"{name}: {size:,} bytes, more than the {most:,} that the free RAM can hold as text"
+        )
     loaded = load_all(sources, max_bytes=min(MAX_BYTES, most))
     for warning in loaded.warnings:
         remark(f"emllm: {warning}")
     return loaded.documents
+
+
+def _size_of(source: str) -> int:
+    """Bytes of a file, or of all files of a folder as far as they can be told; 0 of what is neither."""
+    if not os.path.isdir(source):
+        return os.path.getsize(source) if os.path.isfile(source) else 0
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
+    return sum(os.path.getsize(path) for path in files if os.path.isfile(path))
 
 
 def check_question(question: str) -> str:
