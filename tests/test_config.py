@@ -30,6 +30,26 @@ def test_every_preset_and_variant_is_a_valid_configuration(preset, variant):
 
 
 @pytest.mark.parametrize(
+    ("model", "views", "window", "gamma", "most", "variant"),
+    [
+        ("mistral-v0.2", (4096, 2048), 3584, 1.0, 128, "SM+C"),
+        ("llama-3", (4096, 4096), 3584, 2.0, 128, "S"),
+        ("llama-3.1", (4096, 4096), 3584, 1.0, 128, "SM"),
+        ("phi-3", (1024, 3072), 512, 1.0, 128, "S"),
+        ("phi-3.5", (1024, 3072), 512, 1.0, 64, "S"),
+    ],
+)
+def test_a_model_preset_is_what_the_authors_ran(model, views, window, gamma, most, variant):
+    """Their configuration files, and Table 1 of the paper where it says otherwise (gamma of Llama 3)."""
+    config = MemoryConfig.preset(f"em-llm-{model}").resolve(trained_tokens=32768, num_layers=32)
+    assert (config.local_tokens, config.recall_tokens) == views
+    assert (config.sink_tokens, config.chunk_tokens, config.representatives) == (128, 512, 4)
+    assert (config.surprise_window_tokens, config.gamma, config.refine_from_layer) == (window, gamma, 20)
+    assert (config.min_event_tokens, config.max_event_tokens) == (8, most)
+    assert {name: getattr(config, name) for name in VARIANTS[variant]} == VARIANTS[variant]
+
+
+@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"gama": 1.0}, ["gama", "gamma"]),
