@@ -18,7 +18,9 @@ from transformers import (
 )
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
+from emllm.config import MemoryConfig
 from emllm.errors import InputError, ModelError, UnsupportedModelError
+from emllm.memory import EpisodicMemory
 from emllm.models.attach import Attachment, attach
 from emllm.models.attention import ATTENTION_NAME, check_arguments
 from emllm.models.cache import EpisodicCache
@@ -262,6 +264,11 @@ def test_a_pass_that_fails_can_be_repeated(attached: Attachment) -> None:
 # Stock generation
 
 
+def episodic(attachment: Attachment, **settings: Any) -> EpisodicMemory:
+    views = {"sink_tokens": 3, "local_tokens": 20, "min_event_tokens": 4, "max_event_tokens": 8}
+    return EpisodicMemory(attachment.geometry, MemoryConfig(**views, **settings))
+
+
 class TokenList:
     """Stands in for a tokenizer where only decoding is asked for."""
 
@@ -287,7 +294,10 @@ class StopAt(StoppingCriteria):
         {"do_sample": False, "return_dict_in_generate": True, "output_scores": True},
     ],
 )
-def test_generate_with_a_memory_is_generate_without(llama: PreTrainedModel, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("is_reference", [True, False])
+def test_generate_with_a_memory_is_generate_without(
+    llama: PreTrainedModel, settings: dict[str, Any], is_reference: bool
+) -> None:
     ids = token_ids(llama, 30)
 
     def generated(**more: Any) -> Tensor:
@@ -298,24 +308,30 @@ def test_generate_with_a_memory_is_generate_without(llama: PreTrainedModel, sett
 
     expected = generated()
     with attach(llama) as attachment:
-        memory, cache = reference(attachment)
-        assert torch.equal(generated(past_key_values=cache), expected)
-    assert memory.token_ids == expected[0, :-1].tolist()
+        memory: Any = reference(attachment)[0] if is_reference else episodic(attachment, recall_tokens="all")
+        assert torch.equal(generated(past_key_values=attachment.cache(memory)), expected)
+    read = memory.token_ids if is_reference else memory.token_ids().tolist()
+    assert read == expected[0, :-1].tolist()
 
 
-def test_streaming_and_stopping_work(llama: PreTrainedModel, capsys: pytest.CaptureFixture[str]) -> None:
-    ids = token_ids(llama, 10)
+def test_streaming_and_stopping_work_while_events_are_chosen(
+    llama: PreTrainedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = token_ids(llama, 100)
     with attach(llama) as attachment:
+        memory = episodic(attachment, recall_tokens=16)
         generated = llama.generate(
             ids,
-            past_key_values=reference(attachment)[1],
+            past_key_values=attachment.cache(memory),
             max_new_tokens=50,
             do_sample=False,
             streamer=TextStreamer(TokenList(), skip_prompt=True),  # type: ignore[arg-type]
-            stopping_criteria=StoppingCriteriaList([StopAt(17)]),
+            stopping_criteria=StoppingCriteriaList([StopAt(117)]),
         )
-    assert generated.shape[1] == 17
-    assert capsys.readouterr().out.strip() == TokenList().decode(generated[0, 10:])
+    assert memory.is_selective
+    assert generated.shape[1] == 117
+    assert memory.token_ids().tolist() == generated[0, :-1].tolist()
+    assert capsys.readouterr().out.strip() == TokenList().decode(generated[0, 100:])
 
 
 @pytest.mark.parametrize("num_read", [1, 20, 29])

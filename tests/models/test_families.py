@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -81,6 +82,24 @@ def test_greedy_generation_is_the_stock_models(case: Case, attachment: Attachmen
     cache = attachment.cache(MEMORIES[kind](attachment.geometry))
     found = case.model.generate(case.ids[:, :40], max_new_tokens=12, do_sample=False, past_key_values=cache)
     assert torch.equal(found, case.generated)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "phi3-longrope", "gemma2", "gpt_oss", "cohere2", "deepseek_v3"])
+def test_in_half_precision_a_memory_is_as_near_to_the_exact_logits_as_the_stock_model(
+    name: str, dtype: torch.dtype
+) -> None:
+    exact = _case(name)
+    model = copy.deepcopy(exact.model).to(dtype)
+    with torch.no_grad():
+        stock = model(exact.ids).logits[0]
+        with attach(model) as attachment:
+            cache = attachment.cache(MEMORIES["episodic"](attachment.geometry))
+            parts = [model(chunk, past_key_values=cache).logits[0] for chunk in exact.ids.split(33, 1)]
+    found = torch.cat(parts)
+    assert found.dtype == stock.dtype
+    error, of_stock = ((one.float() - exact.logits).abs().mean() for one in (found, stock))
+    assert error <= 1.5 * of_stock
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.windows])
