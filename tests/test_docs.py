@@ -1,4 +1,4 @@
-"""The examples of docs/python.md run as they stand."""
+"""The examples of docs/python.md run as they stand, and generated pages are of the code as it is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from families import FAMILIES
 from tests.support.stories import STORY
 
 from emllm import EpisodicLM
@@ -29,3 +30,8 @@ def test_the_examples_of_the_page_run_one_after_the_other(
     assert (
         "['book.txt', 'note', 'minutes.txt', 'long']" in said and "never []" in said and "['after']" in said
     )
+
+
+def test_the_page_of_supported_models_lists_every_family_that_is_tested() -> None:
+    page = (PAGE.parent / "models.md").read_text("utf-8")
+    assert set(re.findall(r"^\| ([\w-]+) \| \w+ForCausalLM \|", page, re.MULTILINE)) == set(FAMILIES)

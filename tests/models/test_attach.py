@@ -91,14 +91,16 @@ def test_a_dynamic_table_that_has_grown_is_left_as_it_was() -> None:
     assert model.model.rotary_emb.max_seq_len_cached == grown > 512
 
 
+@pytest.mark.parametrize("is_reference", [True, False])
 @pytest.mark.parametrize("name", ["llama-dynamic", "llama-longrope", "phi3-longrope"])
-def test_scalings_that_go_by_length_use_the_length_of_what_is_attended(name: str) -> None:
+def test_scalings_that_go_by_length_use_the_length_of_what_is_attended(name: str, is_reference: bool) -> None:
     model = tiny_model(name)
     for num_tokens in (600, 300, 200):
         ids = token_ids(model, num_tokens)
         expected = stock_logits(tiny_model(name), ids)
         with attach(model) as attachment, torch.no_grad():
-            found = model(ids, past_key_values=reference(attachment)[1]).logits
+            memory = reference(attachment)[0] if is_reference else episodic(attachment, recall_tokens="all")
+            found = model(ids, past_key_values=attachment.cache(memory)).logits
         assert (found - expected).abs().max() <= 2e-4, num_tokens
 
 

@@ -14,7 +14,9 @@ import transformers
 from families import tiny_model, token_ids
 from transformers import PreTrainedTokenizerFast
 
-from emllm.errors import ConfigError, EmllmError, ModelError
+from emllm.config import MemoryConfig
+from emllm.errors import ConfigError, EmllmError, MissingExtraError, ModelError
+from emllm.memory import EpisodicMemory
 from emllm.models import load
 from emllm.models.attach import attach
 from emllm.models.load import load_model
@@ -215,15 +217,34 @@ def test_the_default_is_unpacked_once_and_the_same_afterwards(
 
 @needs_default
 @pytest.mark.slow
-def test_a_gguf_file_can_be_named_and_stay_packed_where_that_is_possible(
+def test_a_gguf_file_that_may_stay_packed_is_read_like_its_stock_model(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """Packed only where transformers can: it unpacks by itself where it has no kernels for the packing."""
     path, _ = load._default_gguf()
-    model, _ = load_model(path, device="cpu", packed=True)
+    model, _ = load_model(path, device="cpu", dtype="float32", packed=True)
     assert capfd.readouterr() == ("", "")
-    with attach(model) as attachment:
-        assert attachment.geometry.num_layers == 30
-        assert attachment.geometry.layers[0].rotation.convention == "half"
+    ids = token_ids(model, 100)
+    with torch.no_grad():
+        expected = model(ids).logits
+        with attach(model) as attachment:
+            assert attachment.geometry.num_layers == 30
+            memory = EpisodicMemory(attachment.geometry, MemoryConfig.preset("full", local_tokens=20))
+            cache = attachment.cache(memory)
+            parts = [model(chunk, past_key_values=cache).logits for chunk in ids.split(33, 1)]
+    # Logits reach 40 here, and reading in chunks sums in another order.
+    torch.testing.assert_close(torch.cat(parts, 1), expected, atol=2e-3, rtol=0)
+
+
+@needs_default
+def test_without_the_extra_the_default_model_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="the default model needs an extra: pip install") as error:
+        load_model("default", device="cpu")
+    one_line(error)
 
 
 def test_an_interrupted_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def _default(device: torch.device, dtype: torch.dtype | str) -> Loaded:
     gguf_path, version = _default_gguf()
     folder = _default_folder(version)
     if not folder.is_dir():
-        source = _Source("the default model", str(gguf_path.parent), gguf_path.name)
+        source = _gguf_source("the default model", gguf_path)
         model, tokenizer = _load(source, device=torch.device("cpu"), dtype=torch.bfloat16, packed=False)
         try:
             _save(model, tokenizer, folder)
@@ -140,15 +140,19 @@ def _save(model: _Savable, tokenizer: _Savable, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _gguf_source(name: str, path: Path) -> _Source:
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError(f"reading {name} needs an extra: pip install 'emllm[gguf]'")
+    return _Source(name, str(path.parent), path.name)
+
+
 def _source(name: str) -> _Source:
     """What a name stands for: a file, a folder or a hub id."""
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no file {name}")
-        if importlib.util.find_spec("gguf") is None:
-            raise MissingExtraError(f"reading {name} needs an extra: pip install 'emllm[gguf]'")
-        return _Source(name, str(path.parent), path.name)
+        return _gguf_source(name, path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"the folder {name} has no config.json, so it holds no model")
