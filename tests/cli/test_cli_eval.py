@@ -121,16 +121,16 @@ class TestOthers:
     def test_a_report_says_what_was_written(self, run, tmp_path: Path, monkeypatch) -> None:
         given = []
 
-        def write_report(folders: list[Path], into: Path) -> list[Path]:
-            given.append((folders, into))
+        def write_report(folders: list[Path], into: Path, *, reference: str | None) -> list[Path]:
+            given.append((folders, into, reference))
             return [into / "report.md"]
 
         monkeypatch.setattr("emllm.evaluation.report.write_report", write_report)
         assert run("eval", "report", "a", "b").out == "a/report.md\n"
-        assert json.loads(run("eval", "report", "a", "--into", "c", "--json").out) == {
-            "written": ["c/report.md"]
-        }
-        assert given == [([Path("a"), Path("b")], Path("a")), ([Path("a")], Path("c"))]
+        assert json.loads(
+            run("eval", "report", "a", "--into", "c", "--reference", "em-llm", "--json").out
+        ) == {"written": ["c/report.md"]}
+        assert given == [([Path("a"), Path("b")], Path("a"), None), ([Path("a")], Path("c"), "em-llm")]
 
     def test_without_a_command_the_help_is_shown(self, run) -> None:
         shown = run("eval").out

@@ -179,13 +179,21 @@ def report(
             "--into", metavar="DIR", help="Where to write; default: the first folder.", show_default=False
         ),
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW",
+            help="The row that others are compared with; default: full, else default.",
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write tables, intervals and figures of runs; those of one model stand in the same tables."""
     with working("writing the report"):
         from emllm.evaluation.report import write_report
 
-        written = write_report(folders, into or folders[0])
+        written = write_report(folders, into or folders[0], reference=reference)
     if json:
         say_json({"written": [str(path) for path in written]})
     else:

@@ -35,6 +35,9 @@ def asked(letter, **facts):
         "I think that option B is right",
         "A. x\nB. y\nC. z\nD. w\nThe answer is B",
         "It must be B, I think",
+        "Option A is wrong. The answer is B",
+        "Option A is incorrect. Option (C) was not named. Answer: B",
+        "The answer is B.\n\nQuestion: what is next?\nThe answer is A.",
     ],
 )
 def test_a_clear_letter_is_read(said):
@@ -52,6 +55,14 @@ def test_a_clear_letter_is_read(said):
         "A man walked in",
         "Apples, Bananas, Cherries and Dates",
         "B or C",
+        "The answer is B or C",
+        "The answer is (A), (B) or (C)",
+        "The answer is neither A nor B",
+        "The answer cannot be A",
+        "The answer isn't A",
+        "Answer: A is wrong, it is C",
+        "Option A, B, C, D",
+        "The answer is A. No, the answer is B.",
         "A. x\nB. y\nC. z\nD. w",
         "ABCD",
         "b",
@@ -133,3 +144,9 @@ def test_the_right_letter_is_a_fact_a_reference_or_the_place_of_one():
 )
 def test_several_letters_are_read_together(said, letters):
     assert read_letters(said) == set(letters)
+
+
+def test_a_letter_that_is_all_that_is_said_is_a_letter_before_it_is_the_text_of_an_option():
+    question = asked("B", choices={"A": "b", "B": "x", "C": "y", "D": "z"})
+    assert read_choice("B", question) == "B"
+    assert read_choice("x", question) == "B"

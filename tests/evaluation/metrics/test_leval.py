@@ -32,6 +32,8 @@ def test_a_part_of_several_right_letters_is_worth_a_quarter():
 def test_a_judgement_is_the_first_that_is_made():
     assert exam("True, for the text says so", "True", "judge") == 1
     assert exam("False. It is not true", "True", "judge") == exam("Perhaps", "True", "judge") == 0
+    for said in ("Untrue", "It is not true", "That isn't true", "True or False", "falsetto"):
+        assert exam(said, "True", "judge") == exam(said, "False", "judge") == 0
     assert exam("True", "True [fact: False]", "judge") == 0.5
     assert exam("True [fact: False]", "True [fact: False]", "judge") == 1
     assert exam("", "True [fact: False]", "judge") == 0

@@ -25,6 +25,10 @@ _LETTER = (
 _ALONE = re.compile(rf"{_OPEN}([A-D]){_CLOSE}")
 _OFFICIAL = (re.compile(r"The correct answer is \(([A-D])\)"), re.compile(r"The correct answer is ([A-D])"))
 _SAID = re.compile(rf"(?i:\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*)[(\[*\"'`]*{_LETTER}")
+#: After a letter: it is not the answer, or not the only one.
+_DENIED = re.compile(r"[)\]*\"'`]*\s*(?:is|was|are)\s+(?:not\b|n't|wrong|incorrect|false)")
+_SHARED = re.compile(r"[)\]*\"'`]*\s*(?:,|/|\bor\b|\band\b)\s*[(\[*\"'`]*[A-D](?![\w'’])")
+_NEGATION = re.compile(r"(?i)\b(?:not|cannot|neither|nor|never|wrong|incorrect)\b|n['’]t\b")
 _MARKER = re.compile(r"(?:^|[\s(])([A-D])[).:]", re.MULTILINE)
 _ANY = re.compile(_LETTER)
 _RUN = re.compile(
@@ -67,24 +71,45 @@ def right_letter(question: Question, *, metric: str) -> str:
 
 def read_choice(prediction: str, question: Question) -> str | None:
     """The letter that an answer chooses, by letter or by the text of an option; None where none is clear."""
-    return _option_begun(prediction, options(question)) or read_letter(prediction)
+    return (
+        _letter_alone(prediction) or _option_begun(prediction, options(question)) or read_letter(prediction)
+    )
 
 
 def read_letter(text: str) -> str | None:
     """The one letter from A to D that a text gives as its answer; None where that is not clear.
 
-    In this order: a first line that is a letter; "the answer is B"; a text that begins like "B." or "(B)" and
-    lists no other option; the only capital of the four that stands on its own.
+    In this order: a first line that is a letter; "the answer is B", in the first paragraph that says so; a
+    text that begins like "B." or "(B)" and lists no other option; the only capital of the four that stands
+    on its own, where nothing is negated.
     """
-    if found := _ALONE.fullmatch(first_line(text.strip())):
-        return found.group(1)
-    if found := _SAID.search(text):
-        return found.group(1)
+    if letter := _letter_alone(text):
+        return letter
+    for paragraph in text.split("\n\n"):
+        if claimed := _claimed(paragraph):
+            return claimed.pop() if len(claimed) == 1 else None
     marked = {found.group(1) for found in _MARKER.finditer(text)}
     if len(marked) == 1 and re.match(rf"{_OPEN}[A-D][).:]", text):
         return marked.pop()
     alone = set(_ANY.findall(text))
-    return alone.pop() if len(alone) == 1 else None
+    return alone.pop() if len(alone) == 1 and not _NEGATION.search(text) else None
+
+
+def _letter_alone(text: str) -> str | None:
+    """The letter that the first line is."""
+    found = _ALONE.fullmatch(first_line(text.strip()))
+    return found.group(1) if found else None
+
+
+def _claimed(text: str) -> set[str]:
+    """The letters of which a text says that they are the answer: all of "the answer is B or C"."""
+    letters: set[str] = set()
+    for found in _SAID.finditer(text):
+        if not _DENIED.match(text, found.end()):
+            letters.add(found.group(1))
+            if more := _SHARED.match(text, found.end()):
+                letters.update(_ANY.findall(more.group()))
+    return letters
 
 
 def read_letters(text: str) -> set[str]:

@@ -20,6 +20,9 @@ from emllm.evaluation.metrics.libraries import library
 from emllm.evaluation.metrics.words import best, qa_f1
 from emllm.evaluation.samples import Question
 
+_TRUTH = re.compile(
+    r"(?P<before>(?:\bnot|n't|\bnever)\s+)?\b(?P<word>true|false)\b(?P<after>\s+(?:or|and)\s+(?:true|false))?"
+)
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _PART_OF_THE_LETTERS = 0.25
 #: What the release leaves out of an answer to codeU, in its order.
@@ -77,9 +80,12 @@ def _judge(prediction: str, right: str) -> float:
 
 
 def _truth(text: str) -> str | None:
-    """ "true" or "false", whichever stands first."""
-    found = re.search("true|false", text.lower())
-    return found.group() if found else None
+    """ "true" or "false", whichever word stands first; neither of "not true" or "true or false".
+
+    **Deviation** from the released judge, which finds "true" in "untrue".
+    """
+    found = _TRUTH.search(text.lower())
+    return found.group("word") if found and not found.group("before") and not found.group("after") else None
 
 
 def _number(prediction: str, right: str) -> float:
