@@ -241,6 +241,13 @@ def test_perplexity_is_exp_of_nats_lower_is_better_and_in_no_average(report, tmp
     assert "### Averages" not in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_perplexities_of_texts_that_were_not_read_alike_are_not_compared(report) -> None:
+    cut = [line("books/x", i, "full", 2.0, read_tokens=3000) for i in range(10)]
+    numbers = report(cut + planted({("books/x", "default"): [1.0] * 10, ("books/x", "em-llm"): [1.0] * 10}))
+    assert numbers["books/x", "default"]["mean"] != ""
+    assert numbers["books/x", "default"]["difference"] == numbers["books/x", "default"]["verdict"] == ""
+
+
 def test_an_average_leaves_out_a_task_that_a_row_has_no_score_for(report, tmp_path: Path) -> None:
     scores: Scores = {(f"a/{task}", row): [0.5] * 6 for task in "xyz" for row in ("full", "default")}
     scores["a/z", "full"] = [None] * 6

@@ -71,6 +71,10 @@ class Comparison:
         records = self.records.get((task, row), ())
         return {record.sample: record.score for record in records if record.score is not None}
 
+    def read_tokens(self, task: str, row: str) -> dict[str, int]:
+        """Tokens of each sample that the row read."""
+        return {record.sample: record.read_tokens for record in self.records.get((task, row), ())}
+
     def is_one_text(self, task: str) -> bool:
         """Whether the task is several questions about one text: then it is questions that are drawn again."""
         records = [record for row in self.rows_of(task) for record in self.records[task, row]]
