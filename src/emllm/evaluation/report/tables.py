@@ -230,8 +230,8 @@ def _average_differences(comparison: Comparison, reference: str) -> list[RowDiff
 def paired(comparison: Comparison, task: str, row: str, reference: str) -> tuple[Scores, Scores]:
     """Scores of a row and of the reference on the samples that both answered, in one order.
 
-    On its questions, where there is one text alone. Of a perplexity only texts of which both read as much: full
-    attention reads a long one in part, and its other tokens are easier or harder.
+    On its questions, where there is one text alone. Of a perplexity only texts of which both read as much:
+    full attention reads a long one in part, and its other tokens are easier or harder.
     """
     ours, theirs = comparison.drawn(task, row), comparison.drawn(task, reference)
     samples = [sample for sample in ours if sample in theirs]
