@@ -44,7 +44,7 @@ def test_a_model_preset_is_what_the_authors_ran(model, views, window, gamma, mos
     config = MemoryConfig.preset(f"em-llm-{model}").resolve(trained_tokens=32768, num_layers=32)
     assert (config.local_tokens, config.recall_tokens) == views
     assert (config.sink_tokens, config.chunk_tokens, config.representatives) == (128, 512, 4)
-    assert (config.surprise_window_tokens, config.gamma, config.refine_from_layer) == (window, gamma, 20)
+    assert (config.surprise_window_tokens, config.gamma) == (window, gamma)
     assert (config.min_event_tokens, config.max_event_tokens) == (8, most)
     assert {name: getattr(config, name) for name in VARIANTS[variant]} == VARIANTS[variant]
 

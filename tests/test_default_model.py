@@ -6,6 +6,7 @@ import lzma
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from emllm import EpisodicLM, MemoryConfig
 from emllm.errors import ModelError
@@ -29,6 +30,14 @@ def default_model():
         pytest.skip(str(error))
 
 
+def stock_in_chunks(model, ids, chunks):
+    """The stock model's logits when it reads the same chunks into its own cache."""
+    cache = DynamicCache()
+    pieces = torch.tensor([ids]).split(chunks, dim=1)
+    with torch.no_grad():
+        return torch.cat([model(input_ids=one, past_key_values=cache).logits[0] for one in pieces])
+
+
 @pytest.mark.slow
 def test_logits_equal_the_stock_models_on_3000_tokens_of_a_book(default_model, book):
     model, tokenizer = default_model
@@ -36,17 +45,19 @@ def test_logits_equal_the_stock_models_on_3000_tokens_of_a_book(default_model, b
     with torch.no_grad():
         stock = model(torch.tensor([ids])).logits[0]
     worst = torch.zeros(())
+    chunks = (512, 1, 300, 700, 512, 512, 463)
+    assert sum(chunks) == NUM_TOKENS
+    in_chunks = stock_in_chunks(model, ids, chunks)
     with EpisodicLM(model, tokenizer) as lm:
         memory = lm.memory(config=MemoryConfig(recall_tokens="all"))
-        chunks = (512, 1, 300, 700, 512, 512, 463)
-        assert sum(chunks) == NUM_TOKENS
         for length in chunks:
             start = memory.num_tokens
             with torch.no_grad():
                 chunk = torch.tensor([ids[start : start + length]])
                 logits = model(input_ids=chunk, past_key_values=lm.cache(memory)).logits[0]
             worst = torch.maximum(worst, (logits - stock[start : start + length]).abs().max())
-    assert worst <= 2e-4
+    # Logits reach 40: where rounding alone moves the stock model by more, then no further than twice that.
+    assert worst <= max(2e-4, 2 * float((in_chunks - stock).abs().max()))
 
 
 @pytest.mark.slow

@@ -59,18 +59,16 @@ _PAPER: Mapping[str, Any] = {
 }
 
 #: The paper gives no window (tau); the released code comes to the local window less a chunk, which is
-#: 3584 of 4096 and 512 of 1024 tokens. Refinement there counts layers from 20 on, of 32.
+#: 3584 of 4096 and 512 of 1024 tokens.
 _PAPER_4K: Mapping[str, Any] = {
     **_PAPER,
     "local_tokens": 4096,
     "surprise_window_tokens": 3584,
-    "refine_from_layer": 20,
 }
 _PAPER_1K: Mapping[str, Any] = {
     **_PAPER,
     "local_tokens": 1024,
     "surprise_window_tokens": 512,
-    "refine_from_layer": 20,
 }
 
 #: Named settings. `em-llm` is the paper's method (SM+C); the model presets are the rows of its Table 1.

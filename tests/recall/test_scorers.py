@@ -297,7 +297,8 @@ def test_a_long_question_over_a_large_index_votes_the_same_in_blocks(monkeypatch
     query, keys = draw(3, (4, 2), (12, 50, 4))
     whole = votes(query, [part(keys)], 0.5)
     monkeypatch.setattr("emllm.recall.scorers.LOGITS_AT_ONCE", 700)
-    assert torch.equal(votes(query, [part(keys)], 0.5), whole)
+    # Not to the bit: on some processors a product of fewer queries rounds otherwise.
+    torch.testing.assert_close(votes(query, [part(keys)], 0.5), whole, atol=1e-6, rtol=1e-6)
 
 
 def in_small_stages(query: Tensor, parts: list[IndexPart], *, rest: int = 10) -> Tensor:
