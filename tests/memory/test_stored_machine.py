@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.support.driven_memory import Tape, event_spans, geometry, random_tape, read
 from tests.support.memory_cases import HYBRID, assert_same_bits, configs, index_of, log_of
@@ -374,5 +375,19 @@ class StoredMemory(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-TestStoredMemory = StoredMemory.TestCase
-TestStoredMemory.settings = settings(max_examples=14, stateful_step_count=24, deadline=None)
+class TestStoredMemory(StoredMemory.TestCase):  # type: ignore[misc]
+    """Run again where Hypothesis finds that the same beginning may go on otherwise.
+
+    How far the writer's thread has come when the process dies is not Hypothesis's to decide, and with it how
+    many tokens the memory has afterwards. A memory that is wrong fails the first time.
+    """
+
+    settings = settings(max_examples=14, stateful_step_count=24, deadline=None)
+
+    def runTest(self) -> None:  # noqa: N802
+        for _ in range(3):
+            try:
+                return super().runTest()
+            except FlakyStrategyDefinition:
+                continue
+        pytest.fail("three runs in which the same beginning went on otherwise")
