@@ -74,6 +74,8 @@ class TestSources:
         paths = [write(tmp_path, f"{name}.txt", b"words " * 100) for name in ("one", "two")]
         monkeypatch.setattr("emllm.cli.sources.free_ram_bytes", lambda: 6 * 1000)
         assert "2 sources: 1,200 bytes, more than the 1,000" in refuses("ask", *paths, "Who?")
+        write(tmp_path, ".hidden", b"0" * 500)
+        write(tmp_path, "large.bin", b"0" * 5000)  # skipped with a remark, as it was
         assert f"{tmp_path}: 1,200 bytes, more than the 1,000" in refuses("ask", tmp_path, "Who?")
 
     def test_chat_does_not_read_its_messages_as_a_text(self, refuses: Refuses) -> None:

@@ -32,7 +32,7 @@ def load_documents(sources: Sequence[str]) -> list[Document]:
     from emllm.documents.load import MAX_BYTES, load_all
 
     most = free_ram_bytes() // RAM_PER_BYTE
-    size = sum(map(_size_of, sources))
+    size = sum(_size_of(source, most) for source in sources)
     if size > most:
         name = sources[0] if len(sources) == 1 else f"{len(sources)} sources"
         raise SourceError(
@@ -44,12 +44,14 @@ def load_documents(sources: Sequence[str]) -> list[Document]:
     return loaded.documents
 
 
-def _size_of(source: str) -> int:
-    """Bytes of a file, or of all files of a folder as far as they can be told; 0 of what is neither."""
+def _size_of(source: str, most: int) -> int:
+    """Bytes of a file, or of a folder's files that are not skipped for being hidden or larger than `most`."""
+    from emllm.documents.load import files_below
+
     if not os.path.isdir(source):
         return os.path.getsize(source) if os.path.isfile(source) else 0
-    files = (os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
-    return sum(os.path.getsize(path) for path in files if os.path.isfile(path))
+    sizes = (os.path.getsize(path) for path in files_below(source, []) if os.path.isfile(path))
+    return sum(size for size in sizes if size <= most)
 
 
 def check_question(question: str) -> str:

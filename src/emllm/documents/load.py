@@ -101,7 +101,7 @@ def _load_folder(folder: str, loaded: dict[str, _Named], warnings: list[str], *,
     skipped: list[str] = []
     missing_extra: MissingExtraError | None = None
     num_readable = 0
-    for path in _files_below(folder, skipped):
+    for path in files_below(folder, skipped):
         if _identity(path) in loaded:
             skipped.append(f"{printable(path)}: named twice, read once")
             num_readable += 1
@@ -123,7 +123,7 @@ def _load_folder(folder: str, loaded: dict[str, _Named], warnings: list[str], *,
     warnings += skipped
 
 
-def _files_below(folder: str, skipped: list[str]) -> list[str]:
+def files_below(folder: str, skipped: list[str]) -> list[str]:
     """Files that are not hidden, sorted by folder and name; links to folders are not followed."""
     paths: list[str] = []
 
