@@ -6,6 +6,7 @@ import lzma
 
 import pytest
 import torch
+from tests.support.exactness import logits_in_chunks
 from transformers import DynamicCache
 
 from emllm import EpisodicLM, MemoryConfig
@@ -30,32 +31,18 @@ def default_model():
         pytest.skip(str(error))
 
 
-def stock_in_chunks(model, ids, chunks):
-    """The stock model's logits when it reads the same chunks into its own cache."""
-    cache = DynamicCache()
-    pieces = torch.tensor([ids]).split(chunks, dim=1)
-    with torch.no_grad():
-        return torch.cat([model(input_ids=one, past_key_values=cache).logits[0] for one in pieces])
-
-
 @pytest.mark.slow
 def test_logits_equal_the_stock_models_on_3000_tokens_of_a_book(default_model, book):
     model, tokenizer = default_model
-    ids = tokenizer(book)["input_ids"][:NUM_TOKENS]
-    with torch.no_grad():
-        stock = model(torch.tensor([ids])).logits[0]
-    worst = torch.zeros(())
+    ids = torch.tensor([tokenizer(book)["input_ids"][:NUM_TOKENS]])
     chunks = (512, 1, 300, 700, 512, 512, 463)
     assert sum(chunks) == NUM_TOKENS
-    in_chunks = stock_in_chunks(model, ids, chunks)
+    with torch.no_grad():
+        stock = model(ids).logits[0]
+    in_chunks = logits_in_chunks(model, ids, chunks, DynamicCache())
     with EpisodicLM(model, tokenizer) as lm:
         memory = lm.memory(config=MemoryConfig(recall_tokens="all"))
-        for length in chunks:
-            start = memory.num_tokens
-            with torch.no_grad():
-                chunk = torch.tensor([ids[start : start + length]])
-                logits = model(input_ids=chunk, past_key_values=lm.cache(memory)).logits[0]
-            worst = torch.maximum(worst, (logits - stock[start : start + length]).abs().max())
+        worst = (logits_in_chunks(model, ids, chunks, lm.cache(memory)) - stock).abs().max()
     # Logits reach 40: where rounding alone moves the stock model by more, then no further than twice that.
     assert worst <= max(2e-4, 2 * float((in_chunks - stock).abs().max()))
 
