@@ -23,6 +23,7 @@ from emllm.evaluation.results import COSTS, RESULTS, RUN, key_of, read_lines
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.run import Run
 from emllm.evaluation.suites.files import NoSuchFileError
+from emllm.evaluation.task import tasks_of
 from emllm.reading import read_tokens
 from emllm.store import disk
 
@@ -382,6 +383,16 @@ def test_only_the_first_questions_of_a_sample_are_asked_and_a_run_keeps_to_their
         start(lm, tmp_path)
     with pytest.raises(ConfigError, match="questions must be >= 1, got 0"):
         start(lm, tmp_path / "other", questions=0)
+
+
+def test_a_limit_takes_samples_of_every_length_and_another_one_needs_a_new_folder(lm, fake, tmp_path):
+    lengths = {"tasks": tasks_of("passkey"), "rows": (ROW,), "lengths": (512, 1024), "num_samples": 3}
+    results = start(lm, tmp_path, **lengths, limit=1).results
+    assert [(line["index"], line["facts"]["length"]) for line in results] == [(0, 512), (1, 1024)]
+    with pytest.raises(
+        SourceError, match=r"was 'passkey-1024-0' and is 'passkey-512-1' now; .* another limit"
+    ):
+        start(lm, tmp_path, **lengths, limit=2)
 
 
 def test_a_sample_that_is_another_when_its_turn_comes_is_refused(lm, fake, monkeypatch, tmp_path):

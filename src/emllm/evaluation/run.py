@@ -27,7 +27,7 @@ from emllm.evaluation.results import Key, RunFolder
 from emllm.evaluation.rows import Row
 from emllm.evaluation.samples import Sample
 from emllm.evaluation.scoring import costs_line, failed_line, result_line
-from emllm.evaluation.suites import SampleNeeds, samples_function
+from emllm.evaluation.suites import BY_LENGTH, SampleNeeds, samples_function
 from emllm.evaluation.suites.files import NoSuchFileError
 from emllm.evaluation.surroundings import surroundings
 from emllm.evaluation.task import Task
@@ -88,6 +88,7 @@ class Run:
             count_tokens=lambda text: len(lm.chat_format.encode(text)),
             lengths=wishes.lengths,
             num_samples=wishes.num_samples,
+            limit=wishes.limit,
             seed=wishes.seed,
         )
         self._last = LastReading()
@@ -164,10 +165,10 @@ class Run:
 
     def _made(self, task: Task) -> Iterator[tuple[int, Sample]]:
         made = samples_function(task.samples)(task, self._needs)
+        if task.samples not in BY_LENGTH:
+            made = islice(made, self._wishes.limit)
         most = self._wishes.questions
-        return enumerate(
-            replace(sample, questions=sample.questions[:most]) for sample in islice(made, self._wishes.limit)
-        )
+        return enumerate(replace(sample, questions=sample.questions[:most]) for sample in made)
 
     def _described(self, num_samples: Mapping[str, int]) -> dict[str, Any]:
         """What ``run.json`` says."""
@@ -287,5 +288,5 @@ def _check_same_samples(plan: Plan, folder: RunFolder) -> None:
         if before != key.sample:
             raise SourceError(
                 f"{folder.path}: sample {one.index} of {key.task} was {before!r} and is {key.sample!r} now; "
-                "the data differ"
+                "the data differ, or another limit numbers samples of several lengths anew"
             )
