@@ -8,6 +8,7 @@ answers, how a metric scores or how progress is shown.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import time
 from collections import Counter
@@ -234,21 +235,27 @@ class Run:
         """The lines of results and of costs.
 
         Raises:
-            MemoryError: the sample exceeds this machine; another start may have more.
             StoreError: a text is read into a folder, and the disk is full or fails.
             MissingExtraError: the row or the metric needs something that is not installed.
         """
         try:
             outcome = self._answerers[row.name].answer(task, sample, progress=progress)
             result = result_line(task, index, sample, row.name, outcome)
-        except (MemoryError, MissingExtraError, StoreError):
+        except (MissingExtraError, StoreError):
             raise
+        except MemoryError as error:
+            is_full, reason = True, f"out of memory: {error}".rstrip(": ")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is written down
-            return (
-                failed_line(task, index, sample, row.name, error),
-                costs_line(task, sample, row.name, None),
-            )
-        return result, costs_line(task, sample, row.name, outcome)
+            is_full, reason = False, f"{type(error).__name__}: {error}"
+        else:
+            return result, costs_line(task, sample, row.name, outcome)
+        if is_full:  # the error is gone, and with it all that its frames held
+            self._last.close()
+            gc.collect()
+        return (
+            failed_line(task, index, sample, row.name, reason),
+            costs_line(task, sample, row.name, None),
+        )
 
 
 def _sample_at(made: Iterator[tuple[int, Sample]], place: Place, text: str) -> Sample:
