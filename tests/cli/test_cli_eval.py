@@ -10,6 +10,7 @@ import pytest
 import tiny_suite
 from tiny_suite import task
 
+from emllm.cli.evaluate_view import summary
 from emllm.evaluation.rows import ROWS
 
 SMALL = [
@@ -69,6 +70,21 @@ class TestRun:
         assert set(found) == {"out", "results", "failed", "metrics", "scores"}
         assert found["failed"] == 2 and set(found["scores"]["tiny/two"]) == {"full", "default"}
         assert set(found["scores"]["tiny/two"]["full"]) == {"score", "samples", "failed"}
+
+    def test_a_score_is_the_mean_over_questions(self) -> None:
+        lines = [
+            {
+                "task": "a",
+                "row": "full",
+                "failed": None,
+                "score": mean,
+                "answers": [{"score": it} for it in own],
+            }
+            for mean, own in ((1.0, [1.0]), (0.5, [0.0, 0.5, 0.5, 1.0]))
+        ]
+        run = {"tasks": {"a": {"metric": "qa_f1"}}, "rows": {"full": {}}}
+        found = summary(Path("x"), run, lines)["scores"]["a"]["full"]
+        assert found == {"score": 0.6, "samples": 2, "failed": 0}
 
     def test_a_free_row_stands_beside_the_others(self, run, model, out: Path) -> None:
         ended = run(

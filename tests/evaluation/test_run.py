@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import tempfile
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from emllm.evaluation.results import COSTS, RESULTS, RUN, key_of, read_lines
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.run import Run
 from emllm.evaluation.suites.files import NoSuchFileError
+from emllm.evaluation.task import tasks_of
 from emllm.reading import read_tokens
 from emllm.store import disk
 
@@ -293,7 +295,42 @@ def test_a_full_disk_ends_the_run_with_one_line_and_loses_nothing(lm, fake, whol
     assert (tmp_path / RESULTS).read_bytes() == whole
 
 
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, MissingExtraError])
+def test_a_sample_that_exceeds_the_ram_is_a_failed_one_before_which_all_is_let_go(lm, tmp_path, monkeypatch):
+    held = []
+
+    class Greedy(FakeAnswerer):
+        def __init__(self, lm, row, shared, last=None):
+            super().__init__(lm, row, shared)
+            self.last = last
+
+        def answer(self, task, sample, *, progress=None):
+            assert not any(block() for block in held), "what an earlier sample held is still there"
+            if sample.sample_id == "s1" and self.row is ROW:
+                block = Block()
+                held.append(weakref.ref(block))
+                block.itself = block  # as what errors and models hold in circles
+                self.last._memory = Memory()
+                raise MemoryError("Unable to allocate 24 GiB")
+            return super().answer(task, sample)
+
+    class Block:
+        itself: Block
+
+    class Memory:
+        def close(self):
+            closed.append(self)
+
+    closed = []
+    monkeypatch.setattr(module, "Answerer", Greedy)
+    results = start(lm, tmp_path, TASKS[:1]).results
+    failed = [(line["sample"], line["row"], line["failed"]) for line in results if line["failed"]]
+    assert failed == [("s1", "mine", "out of memory: Unable to allocate 24 GiB")]
+    assert len(results) == 6 and len(closed) == 1 and costs_agree(tmp_path)
+    monkeypatch.setattr(module, "Answerer", FakeAnswerer)
+    assert not any(line["failed"] for line in start(lm, tmp_path, TASKS[:1], retry_failed=True).results)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MissingExtraError])
 def test_what_another_start_may_mend_ends_the_run_and_is_no_failed_sample(lm, fake, tmp_path, error):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeAnswerer, "answer", lambda *args, **kwargs: (_ for _ in ()).throw(error("gone")))
@@ -382,6 +419,16 @@ def test_only_the_first_questions_of_a_sample_are_asked_and_a_run_keeps_to_their
         start(lm, tmp_path)
     with pytest.raises(ConfigError, match="questions must be >= 1, got 0"):
         start(lm, tmp_path / "other", questions=0)
+
+
+def test_a_limit_takes_samples_of_every_length_and_another_one_needs_a_new_folder(lm, fake, tmp_path):
+    lengths = {"tasks": tasks_of("passkey"), "rows": (ROW,), "lengths": (512, 1024), "num_samples": 3}
+    results = start(lm, tmp_path, **lengths, limit=1).results
+    assert [(line["index"], line["facts"]["length"]) for line in results] == [(0, 512), (1, 1024)]
+    with pytest.raises(
+        SourceError, match=r"was 'passkey-1024-0' and is 'passkey-512-1' now; .* another limit"
+    ):
+        start(lm, tmp_path, **lengths, limit=2)
 
 
 def test_a_sample_that_is_another_when_its_turn_comes_is_refused(lm, fake, monkeypatch, tmp_path):

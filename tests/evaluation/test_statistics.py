@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from emllm.errors import ConfigError
-from emllm.evaluation.statistics import bootstrap_difference, bootstrap_mean
+from emllm.evaluation.statistics import bootstrap_average, bootstrap_difference, bootstrap_mean
 
 FEW = 400
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=30)
@@ -91,6 +91,40 @@ def test_nineteen_of_twenty_intervals_hold_the_planted_mean():
         found = bootstrap_mean(generator.normal(0.3, 0.2, 40), num_resamples=FEW, seed=trial)
         held += found.low <= 0.3 <= found.high
     assert 0.89 <= held / 300 <= 0.98
+
+
+def test_nineteen_of_twenty_intervals_hold_the_planted_mean_over_questions_of_texts_of_all_sizes():
+    # Hard texts have the most questions, so that a mean over texts would be another: 0.5.
+    generator, held, blind = np.random.default_rng(31), 0, 0
+    sizes = np.array([1, 4, 10])
+    planted = sizes @ [0.8, 0.5, 0.2] / sizes.sum()
+    for trial in range(300):
+        kinds = generator.integers(3, size=60)
+        hardness = np.array([0.8, 0.5, 0.2])[kinds] + generator.normal(0, 0.1, 60)
+        clusters = np.repeat(np.arange(60), sizes[kinds])
+        values = hardness[clusters] + generator.normal(0, 0.05, len(clusters))
+        found = bootstrap_mean(values, clusters=clusters.tolist(), num_resamples=FEW, seed=trial)
+        held += found.low <= planted <= found.high
+        alone = bootstrap_mean(values, num_resamples=FEW, seed=trial)
+        blind += alone.low <= planted <= alone.high
+    assert 0.89 <= held / 300 <= 0.98 and blind / 300 < 0.8
+
+
+@given(st.lists(scores, min_size=1, max_size=5))
+def test_an_average_is_the_plain_mean_of_its_tasks_whatever_their_sizes(strata):
+    found = bootstrap_average([(values, None) for values in strata], num_resamples=FEW)
+    assert found.mean == pytest.approx(np.mean([np.mean(values) for values in strata]))
+    assert found.low <= found.high and found.num_samples == min(map(len, strata))
+
+
+def test_an_average_draws_each_task_by_its_own_texts():
+    per_text = np.random.default_rng(37).random((2, 15))
+    strata = [(np.repeat(values, 8), [i // 8 for i in range(120)]) for values in per_text]
+    clustered = bootstrap_average(strata)
+    texts = bootstrap_average([(values, None) for values in per_text])
+    assert (clustered.low, clustered.high) == pytest.approx((texts.low, texts.high))
+    one = bootstrap_mean(per_text[0])
+    assert texts.high - texts.low < 0.85 * (one.high - one.low)
 
 
 def test_a_planted_difference_is_found_and_a_null_one_is_not():
@@ -177,6 +211,11 @@ def test_many_samples_are_drawn_in_batches_without_a_gap():
 def test_a_wrong_setting_is_named(wrong, said):
     with pytest.raises(ConfigError, match=said):
         bootstrap_mean(**wrong)
+
+
+def test_an_average_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="one task at least"):
+        bootstrap_average([])
 
 
 def test_rows_with_different_numbers_of_scores_are_refused():

@@ -80,7 +80,8 @@ def run(
         typer.Option(metavar="TASK,...", help="Only these tasks of the suites.", show_default=False),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="The first N samples of each task.", show_default=False)
+        int | None,
+        typer.Option(metavar="N", help="The first N samples of each task and length.", show_default=False),
     ] = None,
     questions: Annotated[
         int | None,

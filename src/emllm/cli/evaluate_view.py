@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def summary(place: Path, run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean score of each task and row over the samples that did not fail, and how many there are."""
+    """Mean score of each task and row over the questions of its samples that did not fail; their number."""
     scores: dict[str, dict[str, Any]] = {task: {} for task in run["tasks"]}
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    found: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
     failed: dict[tuple[str, str], int] = defaultdict(int)
     for line in results:
         key = (line["task"], line["row"])
         if line["failed"] is None:
-            found[key].append(line["score"])
+            found[key].append([answer["score"] for answer in line["answers"]] or [line["score"]])
         else:
             failed[key] += 1
     for task in scores:
@@ -34,7 +35,7 @@ def summary(place: Path, run: Mapping[str, Any], results: Sequence[Mapping[str, 
             if (task, row) in found or (task, row) in failed:
                 own = found[task, row]
                 scores[task][row] = {
-                    "score": fmean(own) if own else None,
+                    "score": fmean(chain.from_iterable(own)) if own else None,
                     "samples": len(own),
                     "failed": failed[task, row],
                 }

@@ -8,6 +8,7 @@ answers, how a metric scores or how progress is shown.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ from emllm.evaluation.results import Key, RunFolder
 from emllm.evaluation.rows import Row
 from emllm.evaluation.samples import Sample
 from emllm.evaluation.scoring import costs_line, failed_line, result_line
-from emllm.evaluation.suites import SampleNeeds, samples_function
+from emllm.evaluation.suites import BY_LENGTH, SampleNeeds, samples_function
 from emllm.evaluation.suites.files import NoSuchFileError
 from emllm.evaluation.surroundings import surroundings
 from emllm.evaluation.task import Task
@@ -88,6 +89,7 @@ class Run:
             count_tokens=lambda text: len(lm.chat_format.encode(text)),
             lengths=wishes.lengths,
             num_samples=wishes.num_samples,
+            limit=wishes.limit,
             seed=wishes.seed,
         )
         self._last = LastReading()
@@ -164,10 +166,10 @@ class Run:
 
     def _made(self, task: Task) -> Iterator[tuple[int, Sample]]:
         made = samples_function(task.samples)(task, self._needs)
+        if task.samples not in BY_LENGTH:
+            made = islice(made, self._wishes.limit)
         most = self._wishes.questions
-        return enumerate(
-            replace(sample, questions=sample.questions[:most]) for sample in islice(made, self._wishes.limit)
-        )
+        return enumerate(replace(sample, questions=sample.questions[:most]) for sample in made)
 
     def _described(self, num_samples: Mapping[str, int]) -> dict[str, Any]:
         """What ``run.json`` says."""
@@ -233,21 +235,27 @@ class Run:
         """The lines of results and of costs.
 
         Raises:
-            MemoryError: the sample exceeds this machine; another start may have more.
             StoreError: a text is read into a folder, and the disk is full or fails.
             MissingExtraError: the row or the metric needs something that is not installed.
         """
         try:
             outcome = self._answerers[row.name].answer(task, sample, progress=progress)
             result = result_line(task, index, sample, row.name, outcome)
-        except (MemoryError, MissingExtraError, StoreError):
+        except (MissingExtraError, StoreError):
             raise
+        except MemoryError as error:
+            is_full, reason = True, f"out of memory: {error}".rstrip(": ")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is written down
-            return (
-                failed_line(task, index, sample, row.name, error),
-                costs_line(task, sample, row.name, None),
-            )
-        return result, costs_line(task, sample, row.name, outcome)
+            is_full, reason = False, f"{type(error).__name__}: {error}"
+        else:
+            return result, costs_line(task, sample, row.name, outcome)
+        if is_full:  # the error is gone, and with it all that its frames held
+            self._last.close()
+            gc.collect()
+        return (
+            failed_line(task, index, sample, row.name, reason),
+            costs_line(task, sample, row.name, None),
+        )
 
 
 def _sample_at(made: Iterator[tuple[int, Sample]], place: Place, text: str) -> Sample:
@@ -287,5 +295,5 @@ def _check_same_samples(plan: Plan, folder: RunFolder) -> None:
         if before != key.sample:
             raise SourceError(
                 f"{folder.path}: sample {one.index} of {key.task} was {before!r} and is {key.sample!r} now; "
-                "the data differ"
+                "the data differ, or another limit numbers samples of several lengths anew"
             )

@@ -51,12 +51,11 @@ def result_line(task: Task, index: int, sample: Sample, row: str, outcome: Outco
     return line
 
 
-def failed_line(task: Task, index: int, sample: Sample, row: str, error: Exception) -> dict[str, Any]:
+def failed_line(task: Task, index: int, sample: Sample, row: str, reason: str) -> dict[str, Any]:
     """A sample that could not be answered, and why."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
     line = _line(task, index, sample, row)
     line.update(tokens=0, read_tokens=0, facts=_small(sample.facts), score=None, answers=[])
-    return {**line, "failed": reason}
+    return {**line, "failed": " ".join(reason.split())[:_LONGEST_REASON]}
 
 
 def costs_line(task: Task, sample: Sample, row: str, outcome: Outcome | None) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Estimate:
         mean: over all scores.
         low: lower end of the interval.
         high: upper end of the interval.
-        num_samples: clusters that were drawn from; of one alone the interval says nothing and is its mean.
+        num_samples: clusters that were drawn from, of an average those of the smallest task; of one alone the
+            interval says nothing and is its mean.
         p: of a difference, two-sided: how easily draws would fall on the other side of 0. None of a mean.
     """
 
@@ -70,11 +71,40 @@ def bootstrap_mean(
         ConfigError: no scores, a score that is no finite number, not a cluster for each score, a confidence
             that is not between 0 and 1, or no draws.
     """
-    values = _checked(scores, confidence=confidence, num_resamples=num_resamples)
-    sums, sizes = _by_cluster(values, clusters)
-    means = _resampled(sums, sizes, num_resamples=num_resamples, seed=seed)
-    low, high = _ends(means, confidence)
-    return Estimate(float(values.mean()), low, high, len(sums))
+    return bootstrap_average(
+        [(scores, clusters)], confidence=confidence, num_resamples=num_resamples, seed=seed
+    )
+
+
+def bootstrap_average(
+    strata: Sequence[tuple[Sequence[float] | Scores, Sequence[Hashable] | None]],
+    *,
+    confidence: float = CONFIDENCE,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Plain mean of the means of several tasks, whatever their sizes, and its interval.
+
+    Each draw draws clusters again within each task.
+
+    Args:
+        strata: scores and clusters of each task, as in `bootstrap_mean`, as are the other settings.
+
+    Raises:
+        ConfigError: as `bootstrap_mean`, or there is no task.
+    """
+    if not strata:
+        raise ConfigError("an average needs one task at least")
+    generator = np.random.default_rng(seed)
+    averaged, means, num_clusters = [], [], []
+    for scores, clusters in strata:
+        values = _checked(scores, confidence=confidence, num_resamples=num_resamples)
+        sums, sizes = _by_cluster(values, clusters)
+        averaged.append(values.mean())
+        means.append(_resampled(sums, sizes, num_resamples=num_resamples, generator=generator))
+        num_clusters.append(len(sums))
+    low, high = _ends(np.mean(means, axis=0), confidence)
+    return Estimate(float(np.mean(averaged)), low, high, min(num_clusters))
 
 
 def bootstrap_difference(
@@ -107,7 +137,8 @@ def bootstrap_difference(
     ours = _checked(first, confidence=confidence, num_resamples=num_resamples)
     theirs = _checked(second, confidence=confidence, num_resamples=num_resamples)
     sums, sizes = _by_cluster(ours - theirs, clusters)
-    means = _resampled(sums, sizes, num_resamples=num_resamples, seed=seed)
+    generator = np.random.default_rng(seed)
+    means = _resampled(sums, sizes, num_resamples=num_resamples, generator=generator)
     low, high = _ends(means, confidence)
     return Estimate(float((ours - theirs).mean()), low, high, len(sums), _two_sided(means, len(sums)))
 
@@ -134,9 +165,10 @@ def _by_cluster(values: Scores, clusters: Sequence[Hashable] | None) -> tuple[Su
     return np.bincount(cluster_idx, weights=values), np.bincount(cluster_idx).astype(np.float64)
 
 
-def _resampled(sums: Sums, sizes: Sums, *, num_resamples: int, seed: int) -> Float[np.ndarray, " N"]:
+def _resampled(
+    sums: Sums, sizes: Sums, *, num_resamples: int, generator: np.random.Generator
+) -> Float[np.ndarray, " N"]:
     """The mean over the scores of each draw of clusters."""
-    generator = np.random.default_rng(seed)
     num_clusters = len(sums)
     num_at_a_time = max(1, _MAX_DRAWN // num_clusters)
     means = []

@@ -29,7 +29,7 @@ class RunWishes:
         rows: likewise.
         settings: of all rows, as the user gave them.
         data: folder of benchmark files; None: from the hub.
-        limit: samples of each task at most.
+        limit: samples of each task at most, and of each of its lengths.
         questions: of each sample at most, the first ones.
         lengths: in tokens, of suites that are made to any length.
         num_samples: of each task and length, of suites that are made.

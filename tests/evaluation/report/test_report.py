@@ -24,7 +24,6 @@ from emllm.evaluation.report.layout import Cell, Chapter, Section, Table
 from emllm.evaluation.report.page import render_page
 from emllm.evaluation.report.published import published, published_for
 from emllm.evaluation.report.records import read_run
-from emllm.evaluation.report.tables import mean_of_means
 
 ROWS = ("full", "default", "em-llm")
 Scores = dict[tuple[str, str], list[float | None]]
@@ -143,11 +142,48 @@ def test_one_sample_alone_has_no_interval_and_an_average_with_it_is_never_marked
     assert "0 of 8 differences marked; 0 could be" in written
 
 
-def test_questions_about_one_text_alone_are_drawn_and_the_report_says_so(report, tmp_path: Path) -> None:
-    def asked(row: str, scores: list[float]) -> dict[str, Any]:
-        answers = [{"prediction": "x", "score": it, "answer_tokens": 1, "facts": {}} for it in scores]
-        return line("a/one", 0, row, sum(scores) / len(scores), answers=answers)
+def asked(row: str, scores: list[float], *, index: int = 0, **changed: Any) -> dict[str, Any]:
+    """A sample with several questions."""
+    answers = [{"prediction": "x", "score": it, "answer_tokens": 1, "facts": {}} for it in scores]
+    return line("a/one", index, row, sum(scores) / len(scores), answers=answers, **changed)
 
+
+def test_a_score_and_a_difference_are_means_over_questions_and_not_over_texts(report, tmp_path: Path) -> None:
+    # The mean over texts is 75 for the first row and 50 for the second.
+    texts = {"full": ([1.0], [0.0, 0.5, 0.5, 1.0]), "default": ([0.0], [1.0] * 4)}
+    numbers = report(
+        [
+            asked(row, scores, index=i, facts={"length": 2 ** (12 + i)})
+            for row, both in texts.items()
+            for i, scores in enumerate(both)
+        ]
+    )
+    assert numbers["a/one", "full"]["mean"] == "60.0000"
+    assert numbers["a/one", "default"]["mean"] == "80.0000"
+    assert numbers["a/one", "default"]["difference"] == "20.0000"
+    assert numbers["a/one", "default"]["num_pairs"] == "2"
+    assert numbers["a/one", "default"]["num_questions"] == "5"
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert "means over all questions" in written and "| default | 0.0 (of 1) | 100.0 (of 4) |" in written
+
+
+def test_an_interval_draws_texts_with_all_their_questions(report) -> None:
+    texts = np.random.default_rng(3).random((2, 12)).round(3).tolist()
+    once = report(
+        [asked(row, [it], index=i) for row, own in zip(ROWS, texts, strict=False) for i, it in enumerate(own)]
+    )
+    often = report(
+        [
+            asked(row, [it] * 9, index=i)
+            for row, own in zip(ROWS, texts, strict=False)
+            for i, it in enumerate(own)
+        ]
+    )
+    for name in ("mean", "low", "high", "difference", "difference_low", "difference_high", "num_pairs"):
+        assert once["a/one", "default"][name] == often["a/one", "default"][name]
+
+
+def test_questions_about_one_text_alone_are_drawn_and_the_report_says_so(report, tmp_path: Path) -> None:
     some = [asked("full", [0.0, 1.0] * 10), asked("default", [1.0] * 20)]
     numbers = report(some)
     assert float(numbers["a/one", "full"]["low"]) < 50.0 < float(numbers["a/one", "full"]["high"])
@@ -255,13 +291,6 @@ def test_an_average_leaves_out_a_task_that_a_row_has_no_score_for(report, tmp_pa
     text = (tmp_path / "out" / "report.md").read_text()
     assert "a: without a/z" in text
     assert re.search(r"\| a \| 50\.0 .* \| 2 \|", text)
-
-
-@given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=8), min_size=1, max_size=5))
-def test_an_average_is_the_plain_mean_of_its_tasks_whatever_their_sizes(strata: list[list[float]]) -> None:
-    mean, low, high = mean_of_means([np.array(it) for it in strata], seed=0)
-    assert math.isclose(mean, float(np.mean([np.mean(it) for it in strata])), abs_tol=1e-12)
-    assert low <= high
 
 
 def test_merged_shards_give_the_report_of_one_run(tmp_path: Path) -> None:

@@ -116,6 +116,12 @@ def test_the_same_seed_makes_the_same_samples_and_another_one_others(own_data: P
     assert len({sample.sample_id for sample in first}) == len(first) == 6
 
 
+def test_a_limit_is_of_each_length(own_data: Path) -> None:
+    needs = SampleNeeds(own_data, words, lengths=(300, 600), num_samples=3, limit=2)
+    found = [sample.sample_id for sample in samples(TASKS["qa1"], needs)]
+    assert found == ["300-0", "300-1", "600-0", "600-1"]
+
+
 def test_a_sample_does_not_depend_on_how_many_are_made(own_data: Path) -> None:
     needs = SampleNeeds(own_data, words, lengths=(600,), num_samples=3)
     one = next(samples(TASKS["qa1"], dataclasses.replace(needs, num_samples=1)))

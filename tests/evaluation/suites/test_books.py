@@ -37,6 +37,16 @@ def test_parts_meet_their_length_and_short_books_are_left_out(needs: SampleNeeds
         assert sample.text.startswith("Paragraph 0.")
 
 
+def test_a_limit_is_of_each_length(needs: SampleNeeds) -> None:
+    task = dataclasses.replace(TASK, source={**TASK.source, "starts": [0.0, 0.5]})
+    for limit, names in (
+        (1, ["long-500", "long-4000"]),
+        (3, ["long-500", "long-500-0.5", "long-4000", "long-4000-0.5", "short-500"]),
+    ):
+        found = samples(task, dataclasses.replace(needs, limit=limit))
+        assert [sample.sample_id for sample in found] == names
+
+
 def test_a_part_may_begin_in_the_middle(needs: SampleNeeds) -> None:
     task = dataclasses.replace(TASK, source={**TASK.source, "starts": [0.0, 0.5]})
     found = {sample.sample_id: sample for sample in samples(task, needs)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from emllm.evaluation.report.records import PERPLEXITY, Cost, Record, RunFolder
 
 #: The row that others are compared with unless one is asked for, the first that a run has.
 REFERENCES = ("full", "default")
+
+#: A question: its sample, and its number among the sample's questions.
+Asked = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,13 @@ class Comparison:
         """The benchmarks, in the order of their tasks."""
         return list(dict.fromkeys(self.suite(task) for task in self.tasks))
 
-    def scores(self, task: str, row: str) -> dict[str, float]:
-        """Score of each sample that the row answered, in the samples' order."""
-        records = self.records.get((task, row), ())
-        return {record.sample: record.score for record in records if record.score is not None}
+    def scores(self, task: str, row: str) -> dict[Asked, float]:
+        """Score of each question that the row answered, in order; a text's surprise counts as one."""
+        return {
+            (record.sample, number): score
+            for record in self.records.get((task, row), ())
+            for number, score in enumerate(record.scores)
+        }
 
     def read_tokens(self, task: str, row: str) -> dict[str, int]:
         """Tokens of each sample that the row read."""
@@ -85,15 +91,11 @@ class Comparison:
         )
         return several and is_one and not self.is_perplexity(task)
 
-    def drawn(self, task: str, row: str) -> dict[str, float]:
-        """What intervals rest on: scores of the samples that the row answered, or of one text's questions."""
-        if not self.is_one_text(task):
-            return self.scores(task, row)
-        return {
-            f"{record.sample} {i}": answer.score
-            for record in self.records.get((task, row), ())
-            for i, answer in enumerate(record.answers)
-        }
+    def clusters(self, task: str, questions: Iterable[Asked]) -> list[Hashable]:
+        """What is drawn together with each of these questions: its sample's others, or none of one text."""
+        if self.is_one_text(task):
+            return list(questions)
+        return [sample for sample, _ in questions]
 
     def rows_of(self, task: str) -> list[str]:
         """The rows that were asked the task."""
@@ -101,7 +103,9 @@ class Comparison:
 
     def shared_samples(self, task: str) -> list[str]:
         """Samples that every row that was asked the task answered."""
-        answered = [self.scores(task, row) for row in self.rows_of(task)]
+        answered = [
+            dict.fromkeys(sample for sample, _ in self.scores(task, row)) for row in self.rows_of(task)
+        ]
         return [sample for sample in answered[0] if all(sample in other for other in answered)]
 
     def num_samples(self, task: str) -> int:

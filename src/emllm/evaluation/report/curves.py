@@ -1,8 +1,8 @@
-"""Scores by the length of the text and by the depth of what was asked for, counted over samples.
+"""Scores by the length of the text and by the depth of what was asked for, counted over questions.
 
 A length is the sample's own (`length` of its facts, as the suite counts) where it takes few values, else its
 prompt's tokens in steps of a factor 2. A depth is the question's, or the sample's, as a percentage. Failed
-samples count in no mean; a point that rests on fewer samples than another row's is said to be thin.
+samples count in no mean; a point that rests on fewer questions than another row's is said to be thin.
 This module does not know how curves are drawn.
 """
 
@@ -31,7 +31,7 @@ class Point:
 
     Attributes:
         num_scores: scores in the mean.
-        is_thin: another row has more of them here, so that the two do not rest on the same samples.
+        is_thin: another row has more of them here, so that the two do not rest on the same questions.
     """
 
     mean: float
@@ -111,13 +111,11 @@ def _placed(comparison: Comparison, suite: str, is_perplexity: bool) -> dict[str
 
 
 def _scores(record: Record) -> list[tuple[float | None, float]]:
-    """Depth and score of each answer, or of the sample where that has one depth or none."""
-    if record.score is None:
-        return []
+    """Depth and score of each question; those without a depth have the sample's, if none has its own."""
     depths = [_number(answer.facts.get("depth")) for answer in record.answers]
-    if any(depth is not None for depth in depths):
-        return [(depth, answer.score) for depth, answer in zip(depths, record.answers, strict=True)]
-    return [(_number(record.facts.get("depth")), record.score)]
+    if all(depth is None for depth in depths):
+        depths = [_number(record.facts.get("depth"))] * len(record.scores)
+    return list(zip(depths, record.scores, strict=True))
 
 
 def _length_bins(records: list[Record]) -> Callable[[Record], Bin]:

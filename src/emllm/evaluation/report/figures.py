@@ -66,7 +66,7 @@ def _score_blocks(
     if any(scores[key].num_failed for key in scores if key[0] in tasks):
         yield (
             "A failed sample has no score and is in no mean: a row that fails has its mean over fewer "
-            "samples, and is to be judged by its difference on the samples that both rows answered."
+            "samples, and is to be judged by its difference on what both rows answered."
         )
     for suite in comparison.suites():
         of_suite = [task for task in tasks if comparison.suite(task) == suite]
@@ -103,7 +103,7 @@ def _headings(comparison: Comparison, rows: Iterable[str]) -> list[str]:
 
 
 def difference_section(comparison: Comparison, figures: Figures) -> Section:
-    """Every row minus the reference, on the samples that both answered."""
+    """Every row minus the reference, on the questions that both answered."""
     title = f"Differences to {comparison.reference}"
     found = figures.differences
     if not found:
@@ -112,9 +112,9 @@ def difference_section(comparison: Comparison, figures: Figures) -> Section:
     marked = sum(bool(it.verdict) for it in found)
     open_to_marks = sum(it.can_be_marked for it in found)
     plain = (
-        "Points, row minus reference, over the samples that both answered (pairs; of one text alone, over "
-        "its questions), with the interval of a "
-        f"paired bootstrap. ▲ better and ▼ worse: the interval leaves out 0. Fewer than {MIN_PAIRS} pairs "
+        "Points, row minus reference, over the questions that both answered, with the interval of a paired "
+        "bootstrap that draws samples (pairs; of one text alone, its questions). "
+        f"▲ better and ▼ worse: the interval leaves out 0. Fewer than {MIN_PAIRS} pairs "
         f"are never marked, nor an average with a task of one pair. {marked} of "
         f"{plural(len(found), 'difference')} marked; {open_to_marks} could be, and without any true "
         f"difference chance would mark about {round(0.05 * open_to_marks, 1):g}."

@@ -18,8 +18,8 @@ def curve_section(comparison: Comparison) -> Section:
     if not found:
         return Section("By length and depth", ())
     blocks: list[Block] = [
-        "Means over all scores of a suite at that length or depth; K is 1,024 tokens. A hollow mark, or ° in "
-        "a table, has fewer samples than another row's there: the two do not rest on the same samples."
+        "Means over all questions of a suite at that length or depth; K is 1,024 tokens. A hollow mark, or ° "
+        "in a table, has fewer than another row's there: the two do not rest on the same questions."
     ]
     try:
         for curve in found:

@@ -58,7 +58,7 @@ class Picture:
 
 
 def draw_curve(curve: Curve, all_rows: Sequence[str]) -> Picture:
-    """Lines of a curve, one for each row; a hollow marker where a row answered fewer samples than another.
+    """Lines of a curve, one for each row; a hollow marker where a row answered fewer questions than another.
 
     Args:
         all_rows: of the report, so that a row looks the same in every picture.

@@ -52,6 +52,13 @@ class Record:
     answers: tuple[Answer, ...]
     failed: str | None
 
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Of each question; of a perplexity the one number that there is, where it failed none."""
+        if self.score is None:
+            return ()
+        return tuple(answer.score for answer in self.answers) or (self.score,)
+
 
 @dataclass(frozen=True)
 class Cost:

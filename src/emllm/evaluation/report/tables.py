@@ -1,25 +1,31 @@
 """The figures of a report: each row's score on each task, averages over tasks, differences to a reference.
 
-Scores are shown times 100. Intervals are 95 % bootstrap intervals over samples; those of an average resample
-the samples within each of its tasks, and those of a difference resample pairs: samples that both rows
-answered. Where a task has one text alone with several questions, questions are drawn instead of samples; with
-one question there is no interval, nor for an average that the task is in. Perplexity is ``exp(nats)``, its
-difference is in nats; it is never averaged with scores. A failed sample has no score: it is counted beside
-the mean and never in it.
+A task's score is the mean over all its answered questions, as the benchmarks take it, shown times 100.
+Intervals are 95 % bootstrap intervals that draw whole samples, each with all its questions; those of an
+average resample the samples within each of its tasks, and those of a difference resample pairs: what both
+rows answered. Where a task has one text alone with several questions, questions are drawn instead of samples;
+with one question there is no interval, nor for an average that the task is in. Perplexity is ``exp(nats)``,
+its difference is in nats; it is never averaged with scores. A failed sample has no score: it is counted
+beside the mean and never in it.
 This module does not know files, or how figures are laid out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from emllm.evaluation.report.comparison import Comparison
-from emllm.evaluation.statistics import bootstrap_difference, bootstrap_mean
+from emllm.evaluation.statistics import (
+    Estimate,
+    bootstrap_average,
+    bootstrap_difference,
+    bootstrap_mean,
+)
 
 NUM_RESAMPLES = 2000
 #: Fewer pairs are never marked: chance alone gives five of one sign in 1 of 16 cases.
@@ -31,15 +37,24 @@ Scores = Float[np.ndarray, " S"]
 
 
 @dataclass(frozen=True)
+class Paired:
+    """Scores of two rows on the questions that both answered, in one order, and what is drawn together."""
+
+    ours: Scores
+    theirs: Scores
+    clusters: list[Hashable]
+
+
+@dataclass(frozen=True)
 class TaskScore:
     """One row on one task.
 
     Attributes:
-        mean: of the answered samples, times 100, or their perplexity; None where none was answered.
+        mean: of the answered questions, times 100, or the perplexity; None where none was answered.
         low: lower end of the interval; None of one sample with one question.
         high: upper end of the interval; likewise.
-        num_samples: answered samples, over which the mean goes.
-        num_questions: of those samples.
+        num_samples: answered samples, which the interval draws.
+        num_questions: of those samples, over which the mean goes.
         num_failed: samples without an answer.
         num_truncated: samples of which the row read less than the prompt.
     """
@@ -70,14 +85,14 @@ class Average:
 
 @dataclass(frozen=True)
 class RowDifference:
-    """A row minus the reference over the samples that both answered.
+    """A row minus the reference over the questions that both answered.
 
     Attributes:
         name: a task, or a suite or ``suite, category`` for an average.
         mean: in points (score times 100), or in nats per token for perplexity.
         low: lower end of the interval; None where a task has one pair alone.
         high: upper end of the interval; likewise.
-        num_pairs: samples that both answered, or questions of one text.
+        num_pairs: what is drawn: samples that both answered, or questions of one text.
         verdict: ``better`` or ``worse`` where the interval leaves out 0, else empty.
     """
 
@@ -121,11 +136,10 @@ def _score(comparison: Comparison, task: str, row: str) -> TaskScore:
     answered = [record for record in records if record.score is not None]
     mean = low = high = None
     if answered:
-        values = _array(comparison.drawn(task, row).values())
-        interval = bootstrap_mean(values, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
-        ends = (interval.mean, interval.low, interval.high)
-        mean, low, high = (_shown(end, comparison.is_perplexity(task)) for end in ends)
-        low, high = (low, high) if _is_drawn([values]) else (None, None)
+        scores, clusters = _drawn(comparison, task, row)
+        it = bootstrap_mean(scores, clusters=clusters, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
+        mean, low, high = (_shown(end, comparison.is_perplexity(task)) for end in (it.mean, it.low, it.high))
+        low, high = (low, high) if _has_interval(it) else (None, None)
     return TaskScore(
         task=task,
         row=row,
@@ -139,6 +153,16 @@ def _score(comparison: Comparison, task: str, row: str) -> TaskScore:
     )
 
 
+def _drawn(comparison: Comparison, task: str, row: str) -> tuple[list[float], list[Hashable]]:
+    """Scores of a row, and what is drawn together."""
+    scores = comparison.scores(task, row)
+    return list(scores.values()), comparison.clusters(task, scores)
+
+
+def _has_interval(it: Estimate) -> bool:
+    return it.num_samples >= MIN_DRAWN
+
+
 def _shown(value: float, is_perplexity: bool) -> float:
     return math.exp(min(value, 700.0)) if is_perplexity else 100 * value
 
@@ -148,10 +172,10 @@ def averages(comparison: Comparison) -> list[Average]:
     found = []
     for suite, category, tasks in average_groups(comparison):
         for row in _rows_of(comparison, tasks):
-            strata = [_array(comparison.drawn(task, row).values()) for task in tasks]
-            mean, low, high = mean_of_means(strata, seed=comparison.seed)
-            ends = (100 * low, 100 * high) if _is_drawn(strata) else (None, None)
-            found.append(Average(suite, category, row, 100 * mean, ends[0], ends[1], tuple(tasks)))
+            strata = [_drawn(comparison, task, row) for task in tasks]
+            it = bootstrap_average(strata, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
+            ends = (100 * it.low, 100 * it.high) if _has_interval(it) else (None, None)
+            found.append(Average(suite, category, row, 100 * it.mean, ends[0], ends[1], tuple(tasks)))
     return found
 
 
@@ -198,14 +222,28 @@ def differences(comparison: Comparison) -> list[RowDifference]:
     found = []
     for task in comparison.tasks:
         for row in comparison.rows_of(task):
-            ours, theirs = paired(comparison, task, row, reference)
-            if row != reference and ours.size:
-                sign, scale = (-1, 1) if comparison.is_perplexity(task) else (1, 100)
-                it = bootstrap_difference(ours, theirs, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
-                verdict = _verdict(sign * it.low, sign * it.high, ours.size)
-                ends = (scale * it.low, scale * it.high) if _is_drawn([ours]) else (None, None)
-                found.append(RowDifference(task, row, scale * it.mean, ends[0], ends[1], ours.size, verdict))
+            pairs = paired(comparison, task, row, reference)
+            if row != reference and pairs.clusters:
+                is_less_better = comparison.is_perplexity(task)
+                it = bootstrap_difference(
+                    pairs.ours,
+                    pairs.theirs,
+                    clusters=pairs.clusters,
+                    seed=comparison.seed,
+                    num_resamples=NUM_RESAMPLES,
+                )
+                found.append(_difference(task, row, it, it.num_samples, is_less_better=is_less_better))
     return found + _average_differences(comparison, reference)
+
+
+def _difference(
+    name: str, row: str, it: Estimate, num_pairs: int, *, is_less_better: bool = False
+) -> RowDifference:
+    sign, scale = (-1, 1) if is_less_better else (1, 100)
+    if not _has_interval(it):
+        return RowDifference(name, row, scale * it.mean, None, None, num_pairs, "")
+    verdict = _verdict(sign * it.low, sign * it.high, num_pairs)
+    return RowDifference(name, row, scale * it.mean, scale * it.low, scale * it.high, num_pairs, verdict)
 
 
 def _average_differences(comparison: Comparison, reference: str) -> list[RowDifference]:
@@ -213,32 +251,31 @@ def _average_differences(comparison: Comparison, reference: str) -> list[RowDiff
     for suite, category, tasks in average_groups(comparison):
         for row in _rows_of(comparison, tasks):
             pairs = [paired(comparison, task, row, reference) for task in tasks]
-            if row == reference or not all(ours.size for ours, _ in pairs):
+            if row == reference or not all(one.clusters for one in pairs):
                 continue
-            strata = [ours - theirs for ours, theirs in pairs]
-            mean, low, high = (100 * value for value in mean_of_means(strata, seed=comparison.seed))
-            num_pairs = sum(stratum.size for stratum in strata)
-            name = f"{suite}, {category}" if category else suite
-            if _is_drawn(strata):
-                verdict = _verdict(low, high, num_pairs)
-                found.append(RowDifference(name, row, mean, low, high, num_pairs, verdict))
-            else:
-                found.append(RowDifference(name, row, mean, None, None, num_pairs, ""))
+            strata = [(one.ours - one.theirs, one.clusters) for one in pairs]
+            it = bootstrap_average(strata, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
+            num_pairs = sum(len(set(one.clusters)) for one in pairs)
+            found.append(_difference(f"{suite}, {category}" if category else suite, row, it, num_pairs))
     return found
 
 
-def paired(comparison: Comparison, task: str, row: str, reference: str) -> tuple[Scores, Scores]:
-    """Scores of a row and of the reference on the samples that both answered, in one order.
+def paired(comparison: Comparison, task: str, row: str, reference: str) -> Paired:
+    """What a row and the reference scored on the questions that both answered.
 
-    On its questions, where there is one text alone. Of a perplexity only texts of which both read as much:
-    full attention reads a long one in part, and its other tokens are easier or harder.
+    Of a perplexity only texts of which both read as much: full attention reads a long one in part, and its
+    other tokens are easier or harder.
     """
-    ours, theirs = comparison.drawn(task, row), comparison.drawn(task, reference)
-    samples = [sample for sample in ours if sample in theirs]
+    ours, theirs = comparison.scores(task, row), comparison.scores(task, reference)
+    both = [asked for asked in ours if asked in theirs]
     if comparison.is_perplexity(task):
         read, other = comparison.read_tokens(task, row), comparison.read_tokens(task, reference)
-        samples = [sample for sample in samples if read[sample] == other[sample]]
-    return _array(ours[sample] for sample in samples), _array(theirs[sample] for sample in samples)
+        both = [(sample, number) for sample, number in both if read[sample] == other[sample]]
+    return Paired(
+        np.array([ours[asked] for asked in both]),
+        np.array([theirs[asked] for asked in both]),
+        comparison.clusters(task, both),
+    )
 
 
 def _verdict(low: float, high: float, num_pairs: int) -> str:
@@ -246,22 +283,3 @@ def _verdict(low: float, high: float, num_pairs: int) -> str:
     if num_pairs < MIN_PAIRS or min(low, high) <= 0 <= max(low, high):
         return ""
     return "better" if low > 0 else "worse"
-
-
-def _is_drawn(strata: Sequence[np.ndarray]) -> bool:
-    return all(stratum.size >= MIN_DRAWN for stratum in strata)
-
-
-def mean_of_means(strata: Sequence[np.ndarray], *, seed: int) -> tuple[float, float, float]:
-    """Plain mean of the strata's means, and its interval when samples are drawn again within each stratum."""
-    generator = np.random.default_rng(seed)
-    drawn = sum(
-        stratum[generator.integers(stratum.size, size=(NUM_RESAMPLES, stratum.size))].mean(axis=1)
-        for stratum in strata
-    )
-    low, high = np.percentile(drawn / len(strata), [2.5, 97.5])
-    return float(np.mean([stratum.mean() for stratum in strata])), float(low), float(high)
-
-
-def _array(values: Iterable[float]) -> Scores:
-    return np.fromiter(values, dtype=np.float64)

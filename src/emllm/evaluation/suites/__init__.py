@@ -32,6 +32,11 @@ SAMPLES: dict[str, str] = {
     )
 }
 
+#: Those whose samples have lengths: they keep to `SampleNeeds.limit` themselves, at each length.
+BY_LENGTH = frozenset(
+    {"infinitebench-made", "ruler", "babilong", "haystack", "books", "shared-text", "needles"}
+)
+
 
 def samples_function(name: str) -> SamplesFunction:
     """The function of that name.
@@ -45,4 +50,4 @@ def samples_function(name: str) -> SamplesFunction:
     return getattr(import_module(module), function)
 
 
-__all__ = ["SAMPLES", "SampleNeeds", "SamplesFunction", "samples_function"]
+__all__ = ["BY_LENGTH", "SAMPLES", "SampleNeeds", "SamplesFunction", "samples_function"]

@@ -50,7 +50,7 @@ class Story:
 
 
 def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
-    """`num_samples` samples of each length, shortest first as the lengths are given.
+    """`num_wanted` samples of each length, shortest first as the lengths are given.
 
     Raises:
         SourceError: the stories or the books are not there, or a line of a story is not bAbI's.
@@ -120,7 +120,7 @@ def read_stories(text: str) -> list[Story]:
 def _short_enough(task: Task, needs: SampleNeeds, stories: list[Story], length: int) -> list[Story]:
     """The first stories that leave room, each once, as many as are wanted."""
     fit = (s for s in stories if len(s.facts) <= length // 8 and _room(task, needs, s, length) >= 0)
-    found = list(islice(fit, needs.num_samples))
+    found = list(islice(fit, needs.num_wanted))
     if not found:
         raise ConfigError(f"lengths of {task.name} must leave room for the prompt and a story, got {length}")
     return found
@@ -157,7 +157,7 @@ def _published(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
         if not names:
             raise ConfigError(f"lengths of {task.name} without a data folder must be >= 1000, got {length}")
         there = replace(task, source={**task.source, "subset": names[-1]})
-        for index, record in enumerate(islice(records(there, needs), needs.num_samples)):
+        for index, record in enumerate(islice(records(there, needs), needs.num_wanted)):
             asked = _question(task, Story((), record["question"], record["target"], ()), {})
             before = task.split_prompt()[0]
             yield Sample(f"{length}-{index}", before, record["input"], (asked,), {"length": length})

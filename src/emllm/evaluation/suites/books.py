@@ -24,7 +24,7 @@ _ENOUGH = 0.95
 
 
 def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
-    """The parts of every book, book by book.
+    """The parts of every book, book by book, until there are `limit` of each length.
 
     Raises:
         SourceError: the books are not there, or a record of the hub is no book.
@@ -38,15 +38,18 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
     for length in lengths:
         if length < 0:
             raise ConfigError(f"lengths of {task.name} must be >= 0, got {length}")
-    num_found = 0
+    found = dict.fromkeys(lengths, 0)
     for title, text in _books(task, needs):
         whole = _Book(text, needs)
         for length in lengths:
             for start in starts if length else (0.0,):
-                for part in _part(title, whole, length=length, start=start):
-                    num_found += 1
-                    yield part
-    if not num_found:
+                if needs.limit is None or found[length] < needs.limit:
+                    for part in _part(title, whole, length=length, start=start):
+                        found[length] += 1
+                        yield part
+        if needs.limit is not None and min(found.values()) >= needs.limit:
+            return
+    if not any(found.values()):
         raise SourceError(f"task {task.name}: no book has {min(lengths):,} tokens")
 
 

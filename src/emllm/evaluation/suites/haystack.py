@@ -79,7 +79,7 @@ _NUM_DRAWN = 32
 
 
 def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
-    """Samples of a needle or passkey task, `num_samples` of each length.
+    """Samples of a needle or passkey task, `num_wanted` of each length.
 
     Raises:
         ConfigError: no such kind of task or fact.

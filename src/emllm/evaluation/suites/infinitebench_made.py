@@ -49,7 +49,7 @@ _Maker = Callable[[Random, int, int, int], _Made]
 
 
 def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
-    """`needs.num_samples` samples of each length, or of the task's own length where none is wanted.
+    """`needs.num_wanted` samples of each length, or of the task's own length where none is wanted.
 
     Raises:
         ConfigError: a length is too short for the task.
@@ -57,7 +57,7 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
     make = _MAKERS[task.source["kind"]]
     for length in needs.lengths or (task.source["length"],):
         num_units = _num_units(task, needs, make, length)
-        for idx in range(needs.num_samples):
+        for idx in range(needs.num_wanted):
             made = make(_random(task, needs, length, idx), num_units, idx, needs.num_samples)
             yield _sample(task, made, length, idx)
 

@@ -52,7 +52,7 @@ class Recipe:
 def made_samples(
     task: Task, needs: SampleNeeds, recipe_of: Callable[[int, int], Recipe], *, available: int | None = None
 ) -> Iterator[Sample]:
-    """Samples of every wanted length, `num_samples` of each, or as many as are `available`.
+    """Samples of every wanted length, `num_wanted` of each, or as many as are `available`.
 
     The length includes the answer, as RULER counts it: the prompt has at most length - `answer_tokens`
     tokens. What a chat template adds is not counted.
@@ -63,7 +63,7 @@ def made_samples(
         recipe_of: recipe of the sample with this length and index.
         available: how many different samples there are at most.
     """
-    num_samples = needs.num_samples if available is None else min(available, needs.num_samples)
+    num_samples = needs.num_wanted if available is None else min(available, needs.num_wanted)
     for length in needs.lengths or tuple(task.source.get("lengths", LENGTHS)):
         for index in range(num_samples):
             recipe = recipe_of(length, index)

@@ -19,6 +19,7 @@ class SampleNeeds:
         count_tokens: how many tokens the model's tokenizer makes of a text, for samples of a wanted length.
         lengths: in tokens, for suites that are made to any length; empty: the suite's own.
         num_samples: of each task and length, for suites that are made; others yield all they have.
+        limit: of each length at most, the first ones, for suites with lengths (`suites.BY_LENGTH`).
         seed: of samples that are drawn or made.
     """
 
@@ -26,7 +27,13 @@ class SampleNeeds:
     count_tokens: Callable[[str], int]
     lengths: tuple[int, ...] = ()
     num_samples: int = 20
+    limit: int | None = None
     seed: int = 0
+
+    @property
+    def num_wanted(self) -> int:
+        """Samples of each length that are to be made."""
+        return self.num_samples if self.limit is None else min(self.num_samples, self.limit)
 
 
 SamplesFunction = Callable[[Task, SampleNeeds], Iterator[Sample]]

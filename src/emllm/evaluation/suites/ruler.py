@@ -39,7 +39,7 @@ KINDS: dict[str, Callable[[Task, SampleNeeds], Iterator[Sample]]] = {
 
 
 def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
-    """Samples of a RULER task, `num_samples` of each length.
+    """Samples of a RULER task, `num_wanted` of each length.
 
     Raises:
         ConfigError: no such kind, or a length that the task cannot be made to.

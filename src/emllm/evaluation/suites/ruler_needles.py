@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from random import Random
 
 from emllm.errors import SourceError
@@ -134,7 +135,7 @@ def official_samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
         + r"\Z",
         re.DOTALL,
     )
-    for record in records(task, needs):
+    for record in islice(records(task, needs), needs.limit):
         found = pattern.match(str(record.get("input", "")))
         answers = record.get("outputs", [])
         if found is None or not answers or not all(answer in found["text"] for answer in answers):

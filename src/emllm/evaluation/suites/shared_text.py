@@ -54,7 +54,7 @@ class Asked:
 
 
 def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
-    """`num_samples` samples of each length.
+    """`num_wanted` samples of each length.
 
     Raises:
         SourceError: there are no books.
@@ -64,7 +64,7 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
     if wrong := [kind for kind in kinds if kind not in _QUESTIONS]:
         raise ConfigError(f"questions of {task.name} must be of {', '.join(_QUESTIONS)}, got {wrong[0]!r}")
     for length in needs.lengths or LENGTHS:
-        for index in range(needs.num_samples):
+        for index in range(needs.num_wanted):
             yield _made(task, needs, kinds, length=length, index=index)
 
 
