@@ -16,6 +16,7 @@ from emllm.errors import ConfigError, InputError, SourceError
 from emllm.evaluation.answering import Answerer
 from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.prompts import prompt_format, text_of, until_stop, without_middle
+from emllm.evaluation.rag import Passages
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.run import READING, Run
 from emllm.evaluation.samples import Question, Sample
@@ -200,7 +201,7 @@ def test_passages_take_the_place_of_the_text(lm, monkeypatch):
 
     def found(row, lm, sample, question, budget_tokens):
         given.append((question.text, budget_tokens))
-        return "Max is a dog."
+        return Passages("Max is a dog.", ({"rank": 0},))
 
     monkeypatch.setattr("emllm.evaluation.rag.passages_for", found)
     outcome = Answerer(lm, ROWS["rag"], {**SMALL, **CHUNK}).answer(task(), asked)
@@ -212,6 +213,7 @@ def test_passages_take_the_place_of_the_text(lm, monkeypatch):
     assert {budget for _, budget in given} == {4 + 48 + 64}
     expected = stock(lm, [*ids, *question], 5)
     assert outcome.replies[0].prediction == expected
+    assert all(reply.evidence == ({"rank": 0},) for reply in outcome.replies)
 
 
 def test_a_search_that_cannot_work_is_found_out_before_the_first_sample(lm, monkeypatch):
