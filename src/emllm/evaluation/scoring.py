@@ -5,6 +5,7 @@ This module does not know how a row answers or where lines are written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,7 @@ from emllm.evaluation.samples import Sample
 from emllm.evaluation.task import Task
 from emllm.evaluation.wishes import PERPLEXITY
 
-#: Longest text among a question's facts that is written down with its answer.
+#: Longest text, or list of numbers, among a question's facts that is written down with its answer.
 _LONGEST_FACT = 100
 _LONGEST_REASON = 300
 
@@ -85,11 +86,17 @@ def _score(task: Task, prediction: str, question: Any) -> float:
 
 
 def _small(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that are a number, a word or a yes: what tables and plots ask for."""
+    """The facts that are a number, a word or a yes, or several numbers: what tables and plots ask for."""
     return {
         name: value
         for name, value in facts.items()
         if value is None
         or (isinstance(value, str) and len(value) <= _LONGEST_FACT)
-        or (isinstance(value, bool | int | float) and value == value and abs(value) != float("inf"))
+        or _is_number(value)
+        or (isinstance(value, list) and 0 < len(value) <= _LONGEST_FACT and all(map(_is_number, value)))
     }
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that JSON can hold, or a yes or no."""
+    return isinstance(value, bool | int | float) and math.isfinite(value)

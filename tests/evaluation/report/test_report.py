@@ -426,6 +426,25 @@ def test_no_part_of_a_page_keeps_markup(text: str) -> None:
     assert {tag for tag, _ in Page(page).elements} & {"b", "i", "script"} == set()
 
 
+def test_a_curve_by_depth_is_of_questions_with_one_place_and_says_how_many_have_none(
+    report, tmp_path: Path
+) -> None:
+    facts = [{"depth": 12.0}, {"depth": 88.0}, {"depths": [3.0, 91.0]}, {}]
+    answers = [
+        {"prediction": "x", "score": score, "answer_tokens": 1, "facts": it}
+        for score, it in zip((1.0, 0.5, 0.0, 0.0), facts, strict=True)
+    ]
+    report([line("a/one", i, "full", 0.375, answers=answers) for i in range(2)])
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert "| row | 12 % | 88 % |" in written and "| full | 100.0 (of 2) | 50.0 (of 2) |" in written
+    assert "a: score by depth: without 4 questions whose evidence stands at several places" in written
+
+
+def test_a_depth_below_one_percent_stays_one(report, tmp_path: Path) -> None:
+    report([line("a/one", i, "full", 0.5, facts={"depth": i / 2}) for i in range(3)])
+    assert "| row | 0 % | 0.5 % | 1 % |" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_pictures_hold_no_reference_to_elsewhere(report, tmp_path: Path) -> None:
     report([line("a/one", i, "full", 0.5, facts={"length": 2 ** (12 + i)}) for i in range(3)])
     page = (tmp_path / "out" / "report.html").read_text()
