@@ -253,6 +253,24 @@ def test_another_text_or_other_settings_are_read_anew(lm):
     assert len({id(memory) for memory in seen}) == len(seen)
 
 
+def test_what_was_read_before_is_let_go_before_it_is_said_and_before_the_next_text_is_read(lm, monkeypatch):
+    told = []
+    last = LastReading(on_let_go=lambda: told.append((last._memory, len(read))))
+    read = []
+    monkeypatch.setattr(
+        Answerer, "_read", lambda *args, whole=Answerer._read, **kw: read.append(1) or whole(*args, **kw)
+    )
+    monkeypatch.setattr("emllm.evaluation.rag.passages_for", lambda *args: Passages("Max is a dog."))
+    for row, asked in (
+        (MEMORY, sample(1)),
+        (MEMORY, sample(1)),
+        (MEMORY, sample(2)),
+        (ROWS["rag"], sample(2)),
+    ):
+        Answerer(lm, row, SMALL, last).answer(task(), asked)
+    assert told == [(None, 1), (None, 2)]
+
+
 class Broken(BaseException):
     """Somebody pressed Ctrl-C."""
 

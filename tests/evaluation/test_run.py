@@ -149,7 +149,7 @@ def test_a_line_has_exactly_the_agreed_keys(lm, fake, whole, tmp_path):
     start(lm, tmp_path)
     assert set(read_lines(tmp_path / COSTS)[0]) == {
         *("task", "sample", "row", "read_seconds", "answer_seconds", "first_token_seconds"),
-        *("peak_rss_bytes", "recalled_tokens"),
+        *("peak_rss_bytes", "peak_rss_since", "peak_device_bytes", "recalled_tokens"),
     }
     run = json.loads((tmp_path / RUN).read_text())
     assert {"format", "created", "commands", "versions", "model", "fingerprint", "hardware"} <= set(run)

@@ -125,6 +125,7 @@ class Answerer:
         text_ids, questions = layout.cut(text_of(sample), sample.questions)
         tokens = len(layout.opening) + len(text_ids)
         if self._row.kind == "passages":
+            self._last.let_go()
             replies = tuple(self._with_passages(task, sample, one, layout) for one in sample.questions)
             read = [reply.read_tokens or 0 for reply in replies]
             return Outcome(tokens, round(sum(read) / max(len(read), 1)), replies, None, 0.0, 0)

@@ -22,6 +22,7 @@ from emllm.errors import MissingExtraError, SourceError, StoreError
 from emllm.evaluation.answering import Answerer
 from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.pace import Pace, Step
+from emllm.evaluation.peaks import PeakMeter
 from emllm.evaluation.reading_order import Place, reading_order, text_digest
 from emllm.evaluation.results import Key, RunFolder
 from emllm.evaluation.rows import Row
@@ -90,7 +91,8 @@ class Run:
             num_samples=wishes.num_samples,
             seed=wishes.seed,
         )
-        self._last = LastReading()
+        self._meter = PeakMeter([weights.device for weights in lm.model.parameters()])
+        self._last = LastReading(on_let_go=self._meter.start)
         self._answerers = {row.name: Answerer(lm, row, wishes.settings, self._last) for row in wishes.rows}
 
     def into(self, path: Path) -> RunFolder:
@@ -237,6 +239,7 @@ class Run:
             StoreError: a text is read into a folder, and the disk is full or fails.
             MissingExtraError: the row or the metric needs something that is not installed.
         """
+        self._meter.start()
         try:
             outcome = self._answerers[row.name].answer(task, sample, progress=progress)
             result = result_line(task, index, sample, row.name, outcome)
@@ -245,9 +248,9 @@ class Run:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is written down
             return (
                 failed_line(task, index, sample, row.name, error),
-                costs_line(task, sample, row.name, None),
+                costs_line(task, sample, row.name, None, self._meter.peaks()),
             )
-        return result, costs_line(task, sample, row.name, outcome)
+        return result, costs_line(task, sample, row.name, outcome, self._meter.peaks())
 
 
 def _sample_at(made: Iterator[tuple[int, Sample]], place: Place, text: str) -> Sample:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from emllm.answers import peak_rss_bytes
 from emllm.evaluation.answering import Outcome
 from emllm.evaluation.metrics import metric
+from emllm.evaluation.peaks import Peaks
 from emllm.evaluation.results import encoded
 from emllm.evaluation.samples import Sample
 from emllm.evaluation.task import Task
@@ -60,8 +60,8 @@ def failed_line(task: Task, index: int, sample: Sample, row: str, error: Excepti
     return {**line, "failed": reason}
 
 
-def costs_line(task: Task, sample: Sample, row: str, outcome: Outcome | None) -> dict[str, Any]:
-    """What a sample took; without an outcome nothing but its name and the memory of this process."""
+def costs_line(task: Task, sample: Sample, row: str, outcome: Outcome | None, peaks: Peaks) -> dict[str, Any]:
+    """What a sample took; without an outcome nothing but its name and its memory."""
     line: dict[str, Any] = {"task": task.name, "sample": sample.sample_id, "row": row}
     replies = outcome.replies if outcome is not None else ()
     return {
@@ -69,7 +69,9 @@ def costs_line(task: Task, sample: Sample, row: str, outcome: Outcome | None) ->
         "read_seconds": None if outcome is None else outcome.read_seconds,
         "answer_seconds": sum(reply.seconds for reply in replies) if replies else None,
         "first_token_seconds": fmean(reply.first_token_seconds for reply in replies) if replies else None,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peaks.rss_bytes,
+        "peak_rss_since": peaks.since,
+        "peak_device_bytes": peaks.device_bytes,
         "recalled_tokens": None if outcome is None else outcome.recalled_tokens,
     }
 

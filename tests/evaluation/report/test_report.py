@@ -445,6 +445,24 @@ def test_a_depth_below_one_percent_stays_one(report, tmp_path: Path) -> None:
     assert "| row | 0 % | 0.5 % | 1 % |" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.parametrize("since", ["sample", "process"])
+def test_peaks_of_memory_say_what_they_are_of_and_devices_have_theirs(tmp_path: Path, since: str) -> None:
+    folder = run_folder(tmp_path / "run", planted({("a/one", row): [0.5, 0.6] for row in ROWS}))
+    costs = [json.loads(it) for it in (folder / "costs.jsonl").read_text().splitlines()]
+    for device_bytes in (None, 3e9):
+        for it in costs:
+            it |= {
+                "peak_rss_since": since,
+                "peak_device_bytes": device_bytes if it["row"] == "full" else None,
+            }
+        (folder / "costs.jsonl").write_text("".join(json.dumps(it) + "\n" for it in costs))
+        write_report([folder], tmp_path / "out")
+        written = (tmp_path / "out" / "report.md").read_text()
+        assert ("which an earlier row may have set" in written) == (since == "process")
+        assert ("peak RAM, GB | peak device memory, GB |" in written) == (device_bytes is not None)
+        assert ("| full | 100% | – | 2,500 | – | – | 1.0 | 3.0 |" in written) == (device_bytes is not None)
+
+
 def test_pictures_hold_no_reference_to_elsewhere(report, tmp_path: Path) -> None:
     report([line("a/one", i, "full", 0.5, facts={"length": 2 ** (12 + i)}) for i in range(3)])
     page = (tmp_path / "out" / "report.html").read_text()

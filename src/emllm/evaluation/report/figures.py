@@ -149,6 +149,8 @@ def _difference_cell(it: RowDifference, decimals: int) -> Cell:
 
 def cost_section(comparison: Comparison) -> Section:
     """Speed, memory and budget of each row."""
+    costs = row_costs(comparison)
+    has_device = any(cost.peak_device_bytes is not None for cost in costs)
     head = (
         "row",
         "prompt read",
@@ -156,7 +158,8 @@ def cost_section(comparison: Comparison) -> Section:
         "reading, tokens/s",
         "answer, s",
         "first token, s",
-        "peak memory, GB",
+        "peak RAM, GB",
+        *(("peak device memory, GB",) if has_device else ()),
     )
     lines = [
         (
@@ -166,17 +169,26 @@ def cost_section(comparison: Comparison) -> Section:
             Cell(_or_dash(cost.read_tokens_per_second, "{:,.0f}")),
             Cell(_or_dash(cost.answer_seconds, "{:.2f}")),
             Cell(_or_dash(cost.first_token_seconds, "{:.2f}")),
-            Cell(_or_dash(cost.peak_rss_bytes and cost.peak_rss_bytes / 1e9, "{:.1f}")),
+            Cell(_gigabytes(cost.peak_rss_bytes)),
+            *((Cell(_gigabytes(cost.peak_device_bytes)),) if has_device else ()),
         )
-        for cost in row_costs(comparison)
+        for cost in costs
     ]
+    memory = (
+        "RAM is the process's highest while a sample was read and answered, with the model's weights"
+        if all(cost.is_own_peak for cost in costs)
+        else "RAM is the process's highest so far, which an earlier row may have set"
+    )
     hardware = dict.fromkeys(str(run.about.get("hardware") or "unknown") for run in comparison.runs)
     plain = (
         f"Measured while the samples were answered, on: {'; '.join(hardware)}. Speed is all tokens over all "
-        "seconds; the first token is the median over samples; memory is the process's highest, which an "
-        "earlier row may have set."
+        f"seconds; the first token is the median over samples; {memory}."
     )
     return Section("Costs", (plain, Table("Costs", head, tuple(lines)))) if lines else Section("Costs", ())
+
+
+def _gigabytes(num_bytes: float | None) -> str:
+    return "–" if num_bytes is None else f"{num_bytes / 1e9:.1f}"
 
 
 def _or_dash(value: float | None, form: str) -> str:
