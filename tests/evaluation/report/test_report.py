@@ -25,6 +25,7 @@ from emllm.evaluation.report.page import render_page
 from emllm.evaluation.report.published import published, published_for
 from emllm.evaluation.report.records import read_run
 from emllm.evaluation.report.tables import mean_of_means
+from emllm.evaluation.task_groups import groups_of
 
 ROWS = ("full", "default", "em-llm")
 Scores = dict[tuple[str, str], list[float | None]]
@@ -491,6 +492,40 @@ def test_published_rows_are_shown_for_the_same_model_only(tmp_path: Path) -> Non
         text = (tmp_path / "out" / "report.md").read_text()
         assert ("Copied from the papers named" in text) == is_shown
         assert ("| trec | " in text, "| longbench/trec | 50.0 | 69 | 71 | 70 |" in text) == (True, is_shown)
+
+
+def test_published_rows_say_their_prompts_scorers_and_budget_and_have_the_papers_mean(tmp_path: Path) -> None:
+    model = "org/Mistral-7B-Instruct-v0.2"
+    paper = groups_of(["longbench"])["longbench/paper"]
+    for tasks, mean in ((paper, "of the paper's 15 tasks"), (paper[:2], "of these 2")):
+        lines = planted({(task, row): [0.5] * 2 for task in tasks for row in ("full", "default")})
+        write_report([run_folder(tmp_path / "run", lines, model=model)], tmp_path / "out")
+        text = (tmp_path / "out" / "report.md").read_text().partition("### Published numbers")[2]
+        assert "4K local + 2K recalled. Prompts: LongBench's own, nothing of a text cut" in text
+        assert "Scorers: those of the released code" in text and "docs/published-numbers.md" in text
+        assert f"| longbench, mean ({mean}) | 50.0 | 50.0 | " in text
+    assert re.search(r"\| longbench, mean .*\| 25\.7. \| 25\.42 \| 25\.2. \| 25\.13 \| 25\.5. \|", text)
+
+
+def test_a_row_without_a_score_has_no_mean_beside_the_published_one(tmp_path: Path) -> None:
+    scores: Scores = {(f"longbench/{task}", "full"): [0.5] * 2 for task in ("trec", "lcc")}
+    scores |= {("longbench/trec", "default"): [0.5] * 2, ("longbench/lcc", "default"): [None] * 2}
+    folder = run_folder(tmp_path / "run", planted(scores), model="org/Mistral-7B-Instruct-v0.2")
+    write_report([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| longbench, mean (of these 2) | 50.0 | – | " in text
+
+
+def test_a_run_of_more_tasks_than_the_papers_has_their_average_too(report, tmp_path: Path) -> None:
+    paper = groups_of(["longbench"])["longbench/paper"]
+    scores: Scores = {(task, "full"): [0.4] * 2 for task in paper}
+    report(planted(scores))
+    assert "paper: 15 tasks" not in (tmp_path / "out" / "report.md").read_text()
+    report(planted(scores | {("longbench/passage_count", "full"): [0.0] * 2}))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert re.search(
+        r"\| longbench \(paper: 15 tasks\) \| 40\.0 .*\| 15 \|\n\| longbench \| 37\.5 .*\| 16 \|", text
+    )
 
 
 def test_published_tables_are_whole_and_give_the_printed_averages() -> None:

@@ -27,8 +27,10 @@ def curve_section(comparison: Comparison) -> Section:
         for grid in grids(comparison):
             blocks += [draw_grid(grid), _grid_table(grid)]
     except MissingExtraError as error:
-        tables = (block for curve in found for block in (*_left_out(curve), _curve_table(curve)))
-        blocks += [str(error), *tables, *map(_grid_table, grids(comparison))]
+        blocks.append(str(error))
+        for curve in found:
+            blocks += [*_left_out(curve), _curve_table(curve)]
+        blocks += map(_grid_table, grids(comparison))
     return Section("By length and depth", tuple(blocks))
 
 
