@@ -12,6 +12,7 @@ from tiny_suite import task
 
 from emllm.cli.evaluate_view import summary
 from emllm.evaluation.rows import ROWS
+from emllm.evaluation.task_groups import GROUPS
 
 SMALL = [
     word for name, value in tiny_suite.SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))
@@ -132,7 +133,13 @@ class TestOthers:
         assert "tiny" in shown and "one, two" in shown
         assert all(f"  {name} " in shown and row.said in shown for name, row in ROWS.items())
         found = json.loads(run("eval", "list", "--json").out)
+        assert found["groups"] == {} and "Groups" not in shown
         assert found["suites"] == {"tiny": ["one", "two"]} and set(found["rows"]) == set(ROWS)
+
+    def test_the_list_names_groups_of_tasks(self, run, monkeypatch) -> None:
+        monkeypatch.setitem(GROUPS, "tiny", {"late": ("two",)})
+        assert "Groups of tasks, for --tasks:\n  tiny/late " in run("eval", "list").out
+        assert json.loads(run("eval", "list", "--json").out)["groups"] == {"tiny/late": ["tiny/two"]}
 
     def test_a_report_says_what_was_written(self, run, tmp_path: Path, monkeypatch) -> None:
         given = []

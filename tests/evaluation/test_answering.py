@@ -16,6 +16,7 @@ from emllm.errors import ConfigError, InputError, SourceError
 from emllm.evaluation.answering import Answerer
 from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.prompts import prompt_format, text_of, until_stop, without_middle
+from emllm.evaluation.rag import Passages
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.run import READING, Run
 from emllm.evaluation.samples import Question, Sample
@@ -200,7 +201,7 @@ def test_passages_take_the_place_of_the_text(lm, monkeypatch):
 
     def found(row, lm, sample, question, budget_tokens):
         given.append((question.text, budget_tokens))
-        return "Max is a dog."
+        return Passages("Max is a dog.", ({"rank": 0},))
 
     monkeypatch.setattr("emllm.evaluation.rag.passages_for", found)
     outcome = Answerer(lm, ROWS["rag"], {**SMALL, **CHUNK}).answer(task(), asked)
@@ -212,6 +213,7 @@ def test_passages_take_the_place_of_the_text(lm, monkeypatch):
     assert {budget for _, budget in given} == {4 + 48 + 64}
     expected = stock(lm, [*ids, *question], 5)
     assert outcome.replies[0].prediction == expected
+    assert all(reply.evidence == ({"rank": 0},) for reply in outcome.replies)
 
 
 def test_a_search_that_cannot_work_is_found_out_before_the_first_sample(lm, monkeypatch):
@@ -249,6 +251,24 @@ def test_another_text_or_other_settings_are_read_anew(lm):
         Answerer(lm, row, SMALL, last).answer(task(), asked)
         seen.append(last._memory)
     assert len({id(memory) for memory in seen}) == len(seen)
+
+
+def test_what_was_read_before_is_let_go_before_it_is_said_and_before_the_next_text_is_read(lm, monkeypatch):
+    told = []
+    last = LastReading(on_let_go=lambda: told.append((last._memory, len(read))))
+    read = []
+    monkeypatch.setattr(
+        Answerer, "_read", lambda *args, whole=Answerer._read, **kw: read.append(1) or whole(*args, **kw)
+    )
+    monkeypatch.setattr("emllm.evaluation.rag.passages_for", lambda *args: Passages("Max is a dog."))
+    for row, asked in (
+        (MEMORY, sample(1)),
+        (MEMORY, sample(1)),
+        (MEMORY, sample(2)),
+        (ROWS["rag"], sample(2)),
+    ):
+        Answerer(lm, row, SMALL, last).answer(task(), asked)
+    assert told == [(None, 1), (None, 2)]
 
 
 class Broken(BaseException):

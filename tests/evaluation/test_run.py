@@ -145,11 +145,13 @@ def test_a_line_has_exactly_the_agreed_keys(lm, fake, whole, tmp_path):
         *("task", "index", "sample", "row", "tokens", "read_tokens", "facts", "score", "answers", "failed")
     ]
     assert set(line["answers"][0]) == {"prediction", "score", "answer_tokens", "facts", "evidence"}
-    assert line["answers"][1]["facts"] == {"depth": 0.5} and line["facts"] == {"length": 60}
+    assert line["answers"][1]["facts"] == {"depth": 50.0, "depths": [49.5, 50.5]} and line["facts"] == {
+        "length": 60
+    }
     start(lm, tmp_path)
     assert set(read_lines(tmp_path / COSTS)[0]) == {
         *("task", "sample", "row", "read_seconds", "answer_seconds", "first_token_seconds"),
-        *("peak_rss_bytes", "recalled_tokens"),
+        *("peak_rss_bytes", "peak_rss_since", "peak_device_bytes", "recalled_tokens"),
     }
     run = json.loads((tmp_path / RUN).read_text())
     assert {"format", "created", "commands", "versions", "model", "fingerprint", "hardware"} <= set(run)

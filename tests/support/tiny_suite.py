@@ -41,8 +41,9 @@ def story(seed: int, num_words: int) -> str:
 
 def sample(index: int, *, num_words: int = 60, num_questions: int = 2) -> Sample:
     """One sample; its questions differ."""
+    facts = {"depths": [49.5, 50.5], "words": ["none", "of", "them"]}
     questions = tuple(
-        Question(f"\nWhat is thing {i} of {index}?\nAnswer:", ("a", "Max"), facts={"depth": i / 2})
+        Question(f"\nWhat is thing {i} of {index}?\nAnswer:", ("a", "Max"), facts=facts | {"depth": 50.0 * i})
         for i in range(num_questions)
     )
     return Sample(

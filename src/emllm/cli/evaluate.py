@@ -77,7 +77,11 @@ def run(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(metavar="TASK,...", help="Only these tasks of the suites.", show_default=False),
+        typer.Option(
+            metavar="TASK,...",
+            help="Only these tasks, or groups of tasks, of the suites.",
+            show_default=False,
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -206,13 +210,15 @@ def list_(json: options.Json = False) -> None:
     """List the suites with their tasks, and the rows."""
     from emllm.evaluation.rows import DEFAULT_ROWS, ROWS
     from emllm.evaluation.task import suite_names, tasks_of
+    from emllm.evaluation.task_groups import groups_of
 
     suites = {suite: [task.name.partition("/")[2] for task in tasks_of(suite)] for suite in suite_names()}
+    groups = {name: list(tasks) for name, tasks in groups_of(suite_names()).items()}
     rows = {row.name: row.said for row in ROWS.values()}
     if json:
-        say_json({"suites": suites, "rows": rows, "default_rows": list(DEFAULT_ROWS)})
+        say_json({"suites": suites, "groups": groups, "rows": rows, "default_rows": list(DEFAULT_ROWS)})
     else:
-        say(described_suites(suites, rows, DEFAULT_ROWS), end="")
+        say(described_suites(suites, groups, rows, DEFAULT_ROWS), end="")
 
 
 #: In the order of the help.

@@ -78,12 +78,20 @@ def _cell(one: Mapping[str, Any] | None, metric: str) -> str:
 
 
 def described_suites(
-    suites: Mapping[str, Sequence[str]], rows: Mapping[str, str], default_rows: Sequence[str]
+    suites: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]],
+    rows: Mapping[str, str],
+    default_rows: Sequence[str],
 ) -> str:
     """What there is to run, for a person."""
-    width = max(map(len, [*suites, *rows]))
+    width = max(map(len, [*suites, *groups, *rows]))
     lines = ["Suites and their tasks:"]
     lines += [f"  {suite.ljust(width)}  {', '.join(tasks)}" for suite, tasks in suites.items()]
+    lines += ["", "Groups of tasks, for --tasks:"] if groups else []
+    lines += [
+        f"  {group.ljust(width)}  {', '.join(task.partition('/')[2] for task in tasks)}"
+        for group, tasks in groups.items()
+    ]
     lines += ["", f"Rows (by default {','.join(default_rows)}):"]
     lines += [f"  {row.ljust(width)}  {said}" for row, said in rows.items()]
     return "\n".join([*lines, ""])

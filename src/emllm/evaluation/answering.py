@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from emllm.plan import existing_folder
 from emllm.reading import ProgressCallback, check_fits, read_tokens
 from emllm.recall.trace import RecallTrace
 
+if TYPE_CHECKING:
+    from emllm.evaluation.rag import Passages
+
 NUM_EVIDENCE = 5
 
 
@@ -45,7 +48,7 @@ class Reply:
     Attributes:
         prediction: what was generated, before the first stop; never with the words put into its mouth.
         answer_tokens: generated, those of a stop included.
-        evidence: the strongest recalled events, as JSON.
+        evidence: the strongest recalled events, or the passages that were read, as JSON.
         read_tokens: of this question's own passages; None where the text was read for all questions.
         seconds: from the question to the end of the answer.
         first_token_seconds: from the question to the first token.
@@ -122,6 +125,7 @@ class Answerer:
         text_ids, questions = layout.cut(text_of(sample), sample.questions)
         tokens = len(layout.opening) + len(text_ids)
         if self._row.kind == "passages":
+            self._last.let_go()
             replies = tuple(self._with_passages(task, sample, one, layout) for one in sample.questions)
             read = [reply.read_tokens or 0 for reply in replies]
             return Outcome(tokens, round(sum(read) / max(len(read), 1)), replies, None, 0.0, 0)
@@ -215,12 +219,13 @@ class Answerer:
         """One question about what a search found for it."""
         begun = time.perf_counter()
         passages = self._passages(sample, question)
-        text_ids, (ids,) = layout.cut(text_of(sample, passages), [question])
+        text_ids, (ids,) = layout.cut(text_of(sample, passages.text), [question])
         kept = self._kept(task, layout, text_ids, [ids])
         memory, _ = self._read([*layout.opening, *kept], name=sample.sample_id)
-        return self._reply(task, memory, ids, begun=begun, read_tokens=memory.num_tokens)
+        reply = self._reply(task, memory, ids, begun=begun, read_tokens=memory.num_tokens)
+        return replace(reply, evidence=passages.evidence)
 
-    def _passages(self, sample: Sample, question: Question) -> str:
+    def _passages(self, sample: Sample, question: Question) -> Passages:
         from emllm.evaluation.rag import passages_for  # late: only such rows need it
 
         return passages_for(self._row, self._lm, sample, question, attended_tokens(self._shared))

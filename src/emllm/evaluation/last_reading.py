@@ -29,10 +29,12 @@ class LastReading:
 
     Args:
         place: a folder that is all its own, for texts that do not fit into RAM; None: there is none.
+        on_let_go: told when a memory has been let go and something else is about to be read.
     """
 
-    def __init__(self, place: Path | None = None) -> None:
+    def __init__(self, place: Path | None = None, on_let_go: Callable[[], None] | None = None) -> None:
         self.place = place
+        self._on_let_go = on_let_go
         self._key: str | None = None
         self._memory: EpisodicMemory | None = None
         self._seconds: float | None = None
@@ -43,10 +45,17 @@ class LastReading:
         """The memory of a text read with these settings, and the seconds; the one before is let go first."""
         key = _key_of(config, token_ids)
         if self._key != key or self._memory is None:
-            self.close()
+            self.let_go()
             self._memory, self._seconds = read(None if self.place is None else self.place / key)
             self._key = key
         return self._memory, self._seconds
+
+    def let_go(self) -> None:
+        """Let go of the memory, if there is one, because something else is read."""
+        if self._memory is not None:
+            self.close()
+            if self._on_let_go is not None:
+                self._on_let_go()
 
     def close(self) -> None:
         """Let go of the memory; its folder stays for whoever asks for the same text."""

@@ -23,6 +23,7 @@ from emllm.errors import MissingExtraError, SourceError, StoreError
 from emllm.evaluation.answering import Answerer
 from emllm.evaluation.last_reading import LastReading
 from emllm.evaluation.pace import Pace, Step
+from emllm.evaluation.peaks import PeakMeter
 from emllm.evaluation.reading_order import Place, reading_order, text_digest
 from emllm.evaluation.results import Key, RunFolder
 from emllm.evaluation.rows import Row
@@ -92,7 +93,8 @@ class Run:
             limit=wishes.limit,
             seed=wishes.seed,
         )
-        self._last = LastReading()
+        self._meter = PeakMeter([weights.device for weights in lm.model.parameters()])
+        self._last = LastReading(on_let_go=self._meter.start)
         self._answerers = {row.name: Answerer(lm, row, wishes.settings, self._last) for row in wishes.rows}
 
     def into(self, path: Path) -> RunFolder:
@@ -238,6 +240,7 @@ class Run:
             StoreError: a text is read into a folder, and the disk is full or fails.
             MissingExtraError: the row or the metric needs something that is not installed.
         """
+        self._meter.start()
         try:
             outcome = self._answerers[row.name].answer(task, sample, progress=progress)
             result = result_line(task, index, sample, row.name, outcome)
@@ -248,13 +251,13 @@ class Run:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is written down
             is_full, reason = False, f"{type(error).__name__}: {error}"
         else:
-            return result, costs_line(task, sample, row.name, outcome)
+            return result, costs_line(task, sample, row.name, outcome, self._meter.peaks())
         if is_full:  # the error is gone, and with it all that its frames held
             self._last.close()
             gc.collect()
         return (
             failed_line(task, index, sample, row.name, reason),
-            costs_line(task, sample, row.name, None),
+            costs_line(task, sample, row.name, None, self._meter.peaks()),
         )
 
 

@@ -5,19 +5,20 @@ This module does not know how a row answers or where lines are written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from emllm.answers import peak_rss_bytes
 from emllm.evaluation.answering import Outcome
 from emllm.evaluation.metrics import metric
+from emllm.evaluation.peaks import Peaks
 from emllm.evaluation.results import encoded
 from emllm.evaluation.samples import Sample
 from emllm.evaluation.task import Task
 from emllm.evaluation.wishes import PERPLEXITY
 
-#: Longest text among a question's facts that is written down with its answer.
+#: Longest text, or list of numbers, among a question's facts that is written down with its answer.
 _LONGEST_FACT = 100
 _LONGEST_REASON = 300
 
@@ -58,8 +59,8 @@ def failed_line(task: Task, index: int, sample: Sample, row: str, reason: str) -
     return {**line, "failed": " ".join(reason.split())[:_LONGEST_REASON]}
 
 
-def costs_line(task: Task, sample: Sample, row: str, outcome: Outcome | None) -> dict[str, Any]:
-    """What a sample took; without an outcome nothing but its name and the memory of this process."""
+def costs_line(task: Task, sample: Sample, row: str, outcome: Outcome | None, peaks: Peaks) -> dict[str, Any]:
+    """What a sample took; without an outcome nothing but its name and its memory."""
     line: dict[str, Any] = {"task": task.name, "sample": sample.sample_id, "row": row}
     replies = outcome.replies if outcome is not None else ()
     return {
@@ -67,7 +68,9 @@ def costs_line(task: Task, sample: Sample, row: str, outcome: Outcome | None) ->
         "read_seconds": None if outcome is None else outcome.read_seconds,
         "answer_seconds": sum(reply.seconds for reply in replies) if replies else None,
         "first_token_seconds": fmean(reply.first_token_seconds for reply in replies) if replies else None,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peaks.rss_bytes,
+        "peak_rss_since": peaks.since,
+        "peak_device_bytes": peaks.device_bytes,
         "recalled_tokens": None if outcome is None else outcome.recalled_tokens,
     }
 
@@ -84,11 +87,17 @@ def _score(task: Task, prediction: str, question: Any) -> float:
 
 
 def _small(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that are a number, a word or a yes: what tables and plots ask for."""
+    """The facts that are a number, a word or a yes, or several numbers: what tables and plots ask for."""
     return {
         name: value
         for name, value in facts.items()
         if value is None
         or (isinstance(value, str) and len(value) <= _LONGEST_FACT)
-        or (isinstance(value, bool | int | float) and value == value and abs(value) != float("inf"))
+        or _is_number(value)
+        or (isinstance(value, list) and 0 < len(value) <= _LONGEST_FACT and all(map(_is_number, value)))
     }
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that JSON can hold, or a yes or no."""
+    return isinstance(value, bool | int | float) and math.isfinite(value)

@@ -15,6 +15,7 @@ from emllm.evaluation.metrics import metric
 from emllm.evaluation.rows import Row
 from emllm.evaluation.suites import samples_function
 from emllm.evaluation.task import Task, tasks_of
+from emllm.evaluation.task_groups import groups_of
 
 #: The metric that is no function of an answer: mean surprise of the text.
 PERPLEXITY = "perplexity"
@@ -88,7 +89,8 @@ def chosen_tasks(suites: Sequence[str], names: Sequence[str] | None = None) -> l
     """The tasks of the suites, in order, or those of these names.
 
     Args:
-        names: as ``hotpotqa`` or ``longbench/hotpotqa``; None: all.
+        names: as ``hotpotqa`` or ``longbench/hotpotqa``, or groups, as ``paper`` or ``longbench/paper``
+            (`task_groups`); None: all.
 
     Raises:
         ConfigError: a suite or a task is unknown, or a suite is named twice.
@@ -98,11 +100,12 @@ def chosen_tasks(suites: Sequence[str], names: Sequence[str] | None = None) -> l
     tasks = [task for suite in suites for task in tasks_of(suite)]
     if names is None:
         return tasks
+    groups = groups_of(suites)
+    known = {task.name: (task.name,) for task in tasks} | groups
+    wanted: set[str] = set()
     for name in names:
-        if not any(name in _names(task) for task in tasks):
-            raise ConfigError(f"tasks must be among {', '.join(task.name for task in tasks)}, got {name!r}")
-    return [task for task in tasks if any(name in _names(task) for name in names)]
-
-
-def _names(task: Task) -> tuple[str, str]:
-    return task.name, task.name.partition("/")[2]
+        found = [members for full, members in known.items() if name in (full, full.partition("/")[2])]
+        if not found:
+            raise ConfigError(f"tasks must be among {', '.join(known)}, got {name!r}")
+        wanted.update(task for members in found for task in members)
+    return [task for task in tasks if task.name in wanted]

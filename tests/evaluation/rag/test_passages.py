@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emllm.errors import ConfigError
-from emllm.evaluation.rag.passages import event_passages, fixed_passages, num_words
+from emllm.evaluation.rag.passages import Passage, event_passages, fixed_passages, num_words
 
 TEXT = st.text(alphabet="ab \n\t.,日本é", max_size=400)
 
@@ -57,8 +57,14 @@ def test_a_run_without_spaces_is_many_words():
 def test_first_words_are_the_beginning(text, words):
     for one in fixed_passages(text, words=20):
         first = one.first_words(words)
-        assert one.text.strip().startswith(first)
-        assert num_words(first) == (words if words <= one.num_words else 0)
+        assert first.text == text[first.start : first.stop] and one.text.startswith(first.text)
+        assert first.num_words == (words if words <= one.num_words else 0)
+
+
+@given(text=TEXT)
+def test_a_stripped_passage_is_where_it_says(text):
+    for one in map(Passage.stripped, fixed_passages(text, words=3)):
+        assert one.text == text[one.start : one.stop] == one.text.strip()
 
 
 def test_less_than_one_word_is_refused():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from emllm.errors import ConfigError
 from emllm.evaluation.rag.passages import fixed_passages
-from emllm.evaluation.rag.retrieve import ranked, within_budget
+from emllm.evaluation.rag.retrieve import joined, ranked, within_budget
 
 TEXT = " ".join(f"w{n:02d}" for n in range(40))
 PASSAGES = fixed_passages(TEXT, words=8)
@@ -16,6 +16,10 @@ PASSAGES = fixed_passages(TEXT, words=8)
 
 def count_words(text):
     return len(text.split())
+
+
+def read(*args, **options):
+    return joined(within_budget(*args, **options))
 
 
 @given(scores=st.lists(st.floats(-1, 1), max_size=20))
@@ -34,29 +38,45 @@ def test_the_budget_is_never_exceeded_whatever_counts(text, words, budget, order
     passages = fixed_passages(text, words=words)
     ranking = data.draw(st.permutations(range(len(passages))))
     for count in (len, count_words, lambda piece: (len(piece) + 3) // 4 + piece.count("\n")):
-        found = within_budget(passages, ranking, budget_tokens=budget, count_tokens=count, order=order)
+        found = read(passages, ranking, budget_tokens=budget, count_tokens=count, order=order)
         assert count(found) <= budget
 
 
 @given(budget=st.integers(1, 60), ranking=st.permutations(range(len(PASSAGES))))
 def test_the_budget_is_full_where_the_text_is_long_enough(budget, ranking):
-    found = within_budget(PASSAGES, ranking, budget_tokens=budget, count_tokens=count_words)
+    found = read(PASSAGES, ranking, budget_tokens=budget, count_tokens=count_words)
     assert count_words(found) == min(budget, 40)
 
 
 @given(budget=st.integers(1, 60), ranking=st.permutations(range(len(PASSAGES))))
 def test_the_best_passages_are_whole_and_stand_as_asked(budget, ranking):
     whole = [PASSAGES[idx].text.strip() for idx in ranking[: budget // 8]]
-    by_rank = within_budget(
-        PASSAGES, ranking, budget_tokens=budget, count_tokens=count_words, order="rank"
-    ).split("\n\n")
-    in_text = within_budget(PASSAGES, ranking, budget_tokens=budget, count_tokens=count_words).split("\n\n")
+    options = {"budget_tokens": budget, "count_tokens": count_words}
+    by_rank = read(PASSAGES, ranking, order="rank", **options).split("\n\n")
+    in_text = read(PASSAGES, ranking, **options).split("\n\n")
     assert by_rank[: len(whole)] == whole
     assert in_text == sorted(by_rank)
 
 
+@given(
+    text=st.text(alphabet="abc \n日", max_size=300),
+    budget=st.integers(1, 60),
+    order=st.sampled_from(["text", "rank"]),
+    data=st.data(),
+)
+def test_what_is_read_stands_in_the_text_where_it_says_with_its_rank(text, budget, order, data):
+    passages = fixed_passages(text, words=8)
+    ranking = data.draw(st.permutations(range(len(passages))))
+    found = within_budget(passages, ranking, budget_tokens=budget, count_tokens=count_words, order=order)
+    for one in found:
+        whole = passages[ranking[one.rank]]
+        assert whole.start <= one.passage.start < one.passage.stop <= whole.stop
+        assert text[one.passage.start : one.passage.stop] == one.passage.text
+    assert sorted(one.rank for one in found) == list(range(len(found)))
+
+
 def test_everything_fits_in_a_large_budget():
-    found = within_budget(PASSAGES, [4, 3, 2, 1, 0], budget_tokens=40, count_tokens=count_words)
+    found = read(PASSAGES, [4, 3, 2, 1, 0], budget_tokens=40, count_tokens=count_words)
     assert found.split() == TEXT.split()
 
 

@@ -13,7 +13,7 @@ from tiny_embedder import save_tiny_embedder
 
 from emllm import EpisodicLM
 from emllm.errors import ConfigError
-from emllm.evaluation.rag import PassageSearch
+from emllm.evaluation.rag import Passages, PassageSearch
 from emllm.evaluation.samples import Question, Sample
 from emllm.models.embedding import is_default_embedder_installed, load_embedder
 
@@ -57,12 +57,25 @@ def num_tokens(lm, text):
 def test_the_budget_is_never_exceeded_in_the_models_tokens(lm, search, tiny, settings, budget):
     row = Row({"embedder": tiny, **settings})
     found = search.passages_for(row, lm, Sample("s", "", STORY, ()), Question("Who met an owl?", ()), budget)
+    found = found.text
     assert num_tokens(lm, found) <= budget
     assert all(piece in STORY for piece in found.split("\n\n"))
     if budget == 5000:
         assert found.split() == STORY.split()
     elif budget >= 40:
         assert num_tokens(lm, found) > budget - 16
+
+
+@pytest.mark.parametrize("order", ["text", "rank"])
+def test_evidence_is_what_was_read_with_its_place_rank_and_similarity(lm, search, tiny, order):
+    row = Row({"embedder": tiny, "passage_words": 12, "passage_order": order})
+    found = search.passages_for(row, lm, Sample("s", "", STORY, ()), Question("Who met an owl?", ()), 150)
+    assert len(found.evidence) > 2
+    assert [one["rank"] for one in found.evidence] == list(range(len(found.evidence)))
+    scores = [one["score"] for one in found.evidence]
+    assert scores == sorted(scores, reverse=True) and -1 <= scores[-1] < scores[0] <= 1
+    as_read = sorted(found.evidence, key=lambda one: one["start_char"] if order == "text" else one["rank"])
+    assert found.text == "\n\n".join(STORY[one["start_char"] : one["stop_char"]] for one in as_read)
 
 
 def test_event_passages_are_whole_events(lm, search, tiny):
@@ -92,7 +105,7 @@ def test_samples_of_one_name_and_different_texts_are_not_mixed_up(lm, search, ti
     row = Row({"embedder": tiny})
     one = search.passages_for(row, lm, Sample("s", "", "red ball", ()), ASKED, 50)
     other = search.passages_for(row, lm, Sample("s", "", "blue kite", ()), ASKED, 50)
-    assert (one, other) == ("red ball", "blue kite")
+    assert (one.text, other.text) == ("red ball", "blue kite")
 
 
 def test_only_the_last_samples_are_kept(lm, search, tiny):
@@ -104,12 +117,12 @@ def test_only_the_last_samples_are_kept(lm, search, tiny):
 def test_an_empty_text_has_no_passage(lm, search, tiny):
     for kind in ("fixed", "events"):
         row = Row({"embedder": tiny, "passages": kind})
-        assert search.passages_for(row, lm, Sample("s", "", " \n", ()), ASKED, 50) == ""
+        assert search.passages_for(row, lm, Sample("s", "", " \n", ()), ASKED, 50) == Passages("")
 
 
 def test_without_anything_to_search_for_the_text_is_read_from_its_beginning(lm, search, tiny):
     row = Row({"embedder": tiny, "passage_words": 10})
-    found = search.passages_for(row, lm, Sample("s", "", STORY, ()), Question(" ", ()), 60)
+    found = search.passages_for(row, lm, Sample("s", "", STORY, ()), Question(" ", ()), 60).text
     assert " ".join(STORY.split()).startswith(" ".join(found.split()))
 
 
@@ -140,7 +153,7 @@ def test_a_planted_sentence_is_found_in_a_book_and_a_scrambled_one_is_not(lm, sh
 
     def found(planted: str) -> bool:
         text = " ".join([*words[:at], *planted.split(), *words[at:]])
-        passages = search.passages_for(row, lm, Sample("book", "", text, ()), ASKED, 160)
+        passages = search.passages_for(row, lm, Sample("book", "", text, ()), ASKED, 160).text
         assert num_tokens(lm, passages) <= 160
         return "marzipan" in passages
 

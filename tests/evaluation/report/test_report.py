@@ -24,6 +24,7 @@ from emllm.evaluation.report.layout import Cell, Chapter, Section, Table
 from emllm.evaluation.report.page import render_page
 from emllm.evaluation.report.published import published, published_for
 from emllm.evaluation.report.records import read_run
+from emllm.evaluation.task_groups import groups_of
 
 ROWS = ("full", "default", "em-llm")
 Scores = dict[tuple[str, str], list[float | None]]
@@ -455,6 +456,43 @@ def test_no_part_of_a_page_keeps_markup(text: str) -> None:
     assert {tag for tag, _ in Page(page).elements} & {"b", "i", "script"} == set()
 
 
+def test_a_curve_by_depth_is_of_questions_with_one_place_and_says_how_many_have_none(
+    report, tmp_path: Path
+) -> None:
+    facts = [{"depth": 12.0}, {"depth": 88.0}, {"depths": [3.0, 91.0]}, {}]
+    answers = [
+        {"prediction": "x", "score": score, "answer_tokens": 1, "facts": it}
+        for score, it in zip((1.0, 0.5, 0.0, 0.0), facts, strict=True)
+    ]
+    report([line("a/one", i, "full", 0.375, answers=answers) for i in range(2)])
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert "| row | 12 % | 88 % |" in written and "| full | 100.0 (of 2) | 50.0 (of 2) |" in written
+    assert "a: score by depth: without 4 questions whose evidence stands at several places" in written
+
+
+def test_a_depth_below_one_percent_stays_one(report, tmp_path: Path) -> None:
+    report([line("a/one", i, "full", 0.5, facts={"depth": i / 2}) for i in range(3)])
+    assert "| row | 0 % | 0.5 % | 1 % |" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("since", ["sample", "process"])
+def test_peaks_of_memory_say_what_they_are_of_and_devices_have_theirs(tmp_path: Path, since: str) -> None:
+    folder = run_folder(tmp_path / "run", planted({("a/one", row): [0.5, 0.6] for row in ROWS}))
+    costs = [json.loads(it) for it in (folder / "costs.jsonl").read_text().splitlines()]
+    for device_bytes in (None, 3e9):
+        for it in costs:
+            it |= {
+                "peak_rss_since": since,
+                "peak_device_bytes": device_bytes if it["row"] == "full" else None,
+            }
+        (folder / "costs.jsonl").write_text("".join(json.dumps(it) + "\n" for it in costs))
+        write_report([folder], tmp_path / "out")
+        written = (tmp_path / "out" / "report.md").read_text()
+        assert ("which an earlier row may have set" in written) == (since == "process")
+        assert ("peak RAM, GB | peak device memory, GB |" in written) == (device_bytes is not None)
+        assert ("| full | 100% | – | 2,500 | – | – | 1.0 | 3.0 |" in written) == (device_bytes is not None)
+
+
 def test_pictures_hold_no_reference_to_elsewhere(report, tmp_path: Path) -> None:
     report([line("a/one", i, "full", 0.5, facts={"length": 2 ** (12 + i)}) for i in range(3)])
     page = (tmp_path / "out" / "report.html").read_text()
@@ -483,6 +521,40 @@ def test_published_rows_are_shown_for_the_same_model_only(tmp_path: Path) -> Non
         text = (tmp_path / "out" / "report.md").read_text()
         assert ("Copied from the papers named" in text) == is_shown
         assert ("| trec | " in text, "| longbench/trec | 50.0 | 69 | 71 | 70 |" in text) == (True, is_shown)
+
+
+def test_published_rows_say_their_prompts_scorers_and_budget_and_have_the_papers_mean(tmp_path: Path) -> None:
+    model = "org/Mistral-7B-Instruct-v0.2"
+    paper = groups_of(["longbench"])["longbench/paper"]
+    for tasks, mean in ((paper, "of the paper's 15 tasks"), (paper[:2], "of these 2")):
+        lines = planted({(task, row): [0.5] * 2 for task in tasks for row in ("full", "default")})
+        write_report([run_folder(tmp_path / "run", lines, model=model)], tmp_path / "out")
+        text = (tmp_path / "out" / "report.md").read_text().partition("### Published numbers")[2]
+        assert "4K local + 2K recalled. Prompts: LongBench's own, nothing of a text cut" in text
+        assert "Scorers: those of the released code" in text and "docs/published-numbers.md" in text
+        assert f"| longbench, mean ({mean}) | 50.0 | 50.0 | " in text
+    assert re.search(r"\| longbench, mean .*\| 25\.7. \| 25\.42 \| 25\.2. \| 25\.13 \| 25\.5. \|", text)
+
+
+def test_a_row_without_a_score_has_no_mean_beside_the_published_one(tmp_path: Path) -> None:
+    scores: Scores = {(f"longbench/{task}", "full"): [0.5] * 2 for task in ("trec", "lcc")}
+    scores |= {("longbench/trec", "default"): [0.5] * 2, ("longbench/lcc", "default"): [None] * 2}
+    folder = run_folder(tmp_path / "run", planted(scores), model="org/Mistral-7B-Instruct-v0.2")
+    write_report([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| longbench, mean (of these 2) | 50.0 | – | " in text
+
+
+def test_a_run_of_more_tasks_than_the_papers_has_their_average_too(report, tmp_path: Path) -> None:
+    paper = groups_of(["longbench"])["longbench/paper"]
+    scores: Scores = {(task, "full"): [0.4] * 2 for task in paper}
+    report(planted(scores))
+    assert "paper: 15 tasks" not in (tmp_path / "out" / "report.md").read_text()
+    report(planted(scores | {("longbench/passage_count", "full"): [0.0] * 2}))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert re.search(
+        r"\| longbench \(paper: 15 tasks\) \| 40\.0 .*\| 15 \|\n\| longbench \| 37\.5 .*\| 16 \|", text
+    )
 
 
 def test_published_tables_are_whole_and_give_the_printed_averages() -> None:

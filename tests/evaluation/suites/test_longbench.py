@@ -16,9 +16,10 @@ from emllm.evaluation.metrics import metric
 from emllm.evaluation.samples import Sample
 from emllm.evaluation.suites import samples_function
 from emllm.evaluation.suites.files import records
-from emllm.evaluation.suites.longbench import PAPER_TASKS, bucket, samples
+from emllm.evaluation.suites.longbench import bucket, samples
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task, tasks_of
+from emllm.evaluation.task_groups import groups_of
 
 #: SHA-256 of LongBench/config/dataset2prompt.json and dataset2maxlen.json at commit 2e00731 of the release,
 #: as JSON with sorted keys.
@@ -102,8 +103,9 @@ class TestTaskFiles:
     def test_tasks_of_the_paper_are_all_but_count_in_english(self) -> None:
         chinese = {"multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh"}
         english = {task.name for task in TASKS if short(task) not in chinese}
-        assert len(PAPER_TASKS) == 15
-        assert set(PAPER_TASKS) == english - {"longbench/passage_count"}
+        paper = groups_of(["longbench"])["longbench/paper"]
+        assert len(paper) == 15
+        assert set(paper) == english - {"longbench/passage_count"}
 
 
 class TestSamples:

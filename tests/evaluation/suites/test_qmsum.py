@@ -44,8 +44,9 @@ def test_the_real_meetings_have_all_their_queries(kind: str, num_queries: int, s
     assert len(questions) == num_queries
     for question in questions:
         assert question.text.endswith(f"\n\nQuery: {question.query}\nAnswer:")
-        assert all(0 <= depth < 1 for depth in question.facts["depths"])
-    assert all(question.facts["depths"] for question in questions) == (kind == "specific")
+        assert all(0 <= depth < 100 for depth in question.facts.get("depths", ()))
+    assert sum("depth" in question.facts for question in questions) == (226 if kind == "specific" else 0)
+    assert sum("depths" in question.facts for question in questions) == (11 if kind == "specific" else 0)
 
 
 def test_a_record_that_is_no_meeting_is_told(tmp_path: Path) -> None:

@@ -7,6 +7,6 @@ know tasks, prompts or answers.
 
 from __future__ import annotations
 
-from emllm.evaluation.rag.search import PASSAGE_SETTINGS, PassageSearch, passages_for
+from emllm.evaluation.rag.search import PASSAGE_SETTINGS, Passages, PassageSearch, passages_for
 
-__all__ = ["PASSAGE_SETTINGS", "PassageSearch", "passages_for"]
+__all__ = ["PASSAGE_SETTINGS", "PassageSearch", "Passages", "passages_for"]

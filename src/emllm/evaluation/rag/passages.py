@@ -31,10 +31,17 @@ class Passage:
     stop: int
     text: str
 
-    def first_words(self, num_words: int) -> str:
-        """The beginning of the passage, without spaces around it."""
+    def first_words(self, num_words: int) -> Passage:
+        """The beginning of the passage; of no words, or of more than it has, nothing."""
         stops = [word.end() for word in _WORD.finditer(self.text)]
-        return self.text[: stops[num_words - 1]].strip() if 0 < num_words <= len(stops) else ""
+        end = stops[num_words - 1] if 0 < num_words <= len(stops) else 0
+        return Passage(self.start, self.start + end, self.text[:end])
+
+    def stripped(self) -> Passage:
+        """The passage without the spaces around it."""
+        start = self.start + len(self.text) - len(self.text.lstrip())
+        text = self.text.strip()
+        return Passage(start, start + len(text), text)
 
     @property
     def num_words(self) -> int:

@@ -6,7 +6,8 @@ as it is for a memory. This module does not know how likeness is measured, nor w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from emllm.errors import ConfigError
 from emllm.evaluation.rag.passages import Passage
@@ -22,6 +23,19 @@ def ranked(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda idx: -scores[idx])
 
 
+@dataclass(frozen=True)
+class Found:
+    """A passage, or the first words of it, that is read for a question.
+
+    Attributes:
+        passage: without spaces around it.
+        rank: among all passages, 0 the most alike.
+    """
+
+    passage: Passage
+    rank: int
+
+
 def within_budget(
     passages: Sequence[Passage],
     ranking: Sequence[int],
@@ -29,8 +43,8 @@ def within_budget(
     budget_tokens: int,
     count_tokens: Callable[[str], int],
     order: str = "text",
-) -> str:
-    """The best passages, joined by blank lines, of `budget_tokens` at most.
+) -> list[Found]:
+    """The best passages, which joined have `budget_tokens` at most, in the order in which they are read.
 
     Args:
         ranking: indices of passages, the best first.
@@ -45,23 +59,28 @@ def within_budget(
     if budget_tokens < 1:
         raise ConfigError(f"a budget for passages must be >= 1 token, got {budget_tokens}")
 
-    def joined(num_whole: int, num_words: int) -> str:
+    def found(num_whole: int, num_words: int) -> list[Found]:
         """The first passages of the ranking, and some words of the next one."""
-        chosen = {idx: passages[idx].text.strip() for idx in ranking[:num_whole]}
+        chosen = [passages[idx] for idx in ranking[:num_whole]]
         if num_words:
-            chosen[ranking[num_whole]] = passages[ranking[num_whole]].first_words(num_words)
-        places = sorted(chosen) if order == "text" else list(chosen)
-        return BETWEEN.join(chosen[idx] for idx in places if chosen[idx])
+            chosen.append(passages[ranking[num_whole]].first_words(num_words))
+        those = [Found(one.stripped(), rank) for rank, one in enumerate(chosen) if one.text.strip()]
+        return sorted(those, key=lambda one: one.passage.start) if order == "text" else those
 
-    def fits(text: str) -> bool:
-        return count_tokens(text) <= budget_tokens
+    def fits(those: Iterable[Found]) -> bool:
+        return count_tokens(joined(those)) <= budget_tokens
 
-    num_whole = _largest(len(ranking), lambda count: fits(joined(count, 0)))
+    num_whole = _largest(len(ranking), lambda count: fits(found(count, 0)))
     if num_whole == len(ranking):
-        return joined(num_whole, 0)
+        return found(num_whole, 0)
     last = passages[ranking[num_whole]]
-    num_words = _largest(last.num_words, lambda count: fits(joined(num_whole, count)))
-    return joined(num_whole, num_words)
+    num_words = _largest(last.num_words, lambda count: fits(found(num_whole, count)))
+    return found(num_whole, num_words)
+
+
+def joined(found: Iterable[Found]) -> str:
+    """What is read: the passages with blank lines between them."""
+    return BETWEEN.join(one.passage.text for one in found)
 
 
 def _largest(limit: int, is_possible: Callable[[int], bool]) -> int:

@@ -24,7 +24,7 @@ from emllm.evaluation.rag.passages import (
     event_passages,
     fixed_passages,
 )
-from emllm.evaluation.rag.retrieve import ranked, within_budget
+from emllm.evaluation.rag.retrieve import joined, ranked, within_budget
 from emllm.evaluation.samples import Question, Sample
 from emllm.lm import EpisodicLM
 from emllm.models.embedding import DEFAULT_EMBEDDER, Embedder, load_embedder
@@ -56,6 +56,20 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True)
+class Passages:
+    """What a search found for a question.
+
+    Attributes:
+        text: what is read in place of the sample's text; empty for an empty text.
+        evidence: the passages in it as JSON, the most alike first, with their ranks (0: the first), their
+            characters in the sample's text and their similarity to the question, -1 to 1.
+    """
+
+    text: str
+    evidence: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class _Searchable:
     """A sample's passages and their vectors."""
 
@@ -76,8 +90,8 @@ class PassageSearch:
 
     def passages_for(
         self, row: Row, lm: EpisodicLM, sample: Sample, question: Question, budget_tokens: int
-    ) -> str:
-        """The passages of a sample most like a question, joined by blank lines; empty for an empty text.
+    ) -> Passages:
+        """The passages of a sample most like a question, joined by blank lines.
 
         The search is for the bare question, or for the prompt after the text where there is none.
 
@@ -99,15 +113,26 @@ class PassageSearch:
         scores = [0.0] * len(searchable.passages)
         if query and scores:
             scores = similarities(searchable.vectors, embed(embedder, [query]))
-        return within_budget(
+        ranking = ranked(scores)
+        found = within_budget(
             searchable.passages,
-            ranked(scores),
+            ranking,
             budget_tokens=budget_tokens,
             count_tokens=lambda text: len(
                 lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
             ),
             order=str(settings["passage_order"]),
         )
+        evidence = tuple(
+            {
+                "rank": one.rank,
+                "start_char": one.passage.start,
+                "stop_char": one.passage.stop,
+                "score": round(scores[ranking[one.rank]], 4),
+            }
+            for one in sorted(found, key=lambda one: one.rank)
+        )
+        return Passages(joined(found), evidence)
 
     def _embedder(self, name: str, lm: EpisodicLM) -> Embedder:
         if name not in self._embedders:
@@ -157,7 +182,9 @@ def _event_texts(lm: EpisodicLM, sample: Sample, config: MemoryConfig) -> list[s
     return [event.text for event in segment(lm, Document(sample.sample_id, sample.text), config).events]
 
 
-def passages_for(row: Row, lm: EpisodicLM, sample: Sample, question: Question, budget_tokens: int) -> str:
+def passages_for(
+    row: Row, lm: EpisodicLM, sample: Sample, question: Question, budget_tokens: int
+) -> Passages:
     """As `PassageSearch.passages_for`, with one search for the whole process, made at the first call."""
     return _search().passages_for(row, lm, sample, question, budget_tokens)
 

@@ -21,7 +21,9 @@ class RowCost:
         read_tokens_per_second: all tokens read by all seconds of reading.
         answer_seconds: mean of one answer.
         first_token_seconds: median over samples, from question to first token.
-        peak_rss_bytes: highest of any sample; of a process that may have run other rows before.
+        peak_rss_bytes: highest of any sample.
+        is_own_peak: whether each sample was measured by itself; else an earlier row may have set it.
+        peak_device_bytes: highest of any sample, on all CUDA devices.
         recalled_tokens: budget per layer, the largest.
         read_share: tokens read as a share of the prompts' tokens.
     """
@@ -31,6 +33,8 @@ class RowCost:
     answer_seconds: float | None
     first_token_seconds: float | None
     peak_rss_bytes: float | None
+    is_own_peak: bool
+    peak_device_bytes: float | None
     recalled_tokens: float | None
     read_share: float | None
 
@@ -63,6 +67,8 @@ def _row_cost(comparison: Comparison, row: str) -> RowCost | None:
         answer_seconds=_ratio(answering),
         first_token_seconds=_of(median, (cost.first_token_seconds for cost, _ in pairs)),
         peak_rss_bytes=_of(max, (cost.peak_rss_bytes for cost, _ in pairs)),
+        is_own_peak=all(cost.peak_rss_since == "sample" for cost, _ in pairs),
+        peak_device_bytes=_of(max, (cost.peak_device_bytes for cost, _ in pairs)),
         recalled_tokens=_of(max, (cost.recalled_tokens for cost, _ in pairs)),
         read_share=_ratio((record.read_tokens, record.tokens) for record in answered.values()),
     )

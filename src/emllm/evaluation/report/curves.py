@@ -1,7 +1,8 @@
 """Scores by the length of the text and by the depth of what was asked for, counted over questions.
 
 A length is the sample's own (`length` of its facts, as the suite counts) where it takes few values, else its
-prompt's tokens in steps of a factor 2. A depth is the question's, or the sample's, as a percentage. Failed
+prompt's tokens in steps of a factor 2. A depth is the question's, or the sample's, in percent; a question
+with evidence at several places has none (`suites.depths`): it is in no curve by depth, and counted. Failed
 samples count in no mean; a point that rests on fewer questions than another row's is said to be thin.
 This module does not know how curves are drawn.
 """
@@ -41,13 +42,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One suite's scores along one axis, row by row; None where a row has none."""
+    """One suite's scores along one axis, row by row; None where a row has none.
+
+    Attributes:
+        num_left_out: scores that have no place on the axis, of the row that has most of them.
+    """
 
     suite: str
     axis: str
     is_perplexity: bool
     labels: tuple[str, ...]
     rows: Mapping[str, tuple[Point | None, ...]]
+    num_left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def curves(comparison: Comparison) -> list[Curve]:
             lengths = {row: [(length, score) for length, _, score in it] for row, it in placed.items()}
             depths = {row: [(deep, score) for _, deep, score in it if deep] for row, it in placed.items()}
             for axis, scores in (("length", lengths), ("depth", depths)):
-                curve = _curve(suite, axis, is_perplexity, scores)
+                num_left_out = max((len(placed[row]) - len(it) for row, it in scores.items()), default=0)
+                curve = _curve(suite, axis, is_perplexity, scores, num_left_out)
                 if len(curve.labels) > 1:
                     found.append(curve)
     return found
@@ -144,15 +151,13 @@ def _thousands(number: float) -> str:
 
 def _depth_bins(depths: Iterable[float | None]) -> Callable[[float | None], Bin | None]:
     known = {depth for depth in depths if depth is not None}
-    scale = 100.0 if known and max(known) <= 1 else 1.0
 
     def place(depth: float | None) -> Bin | None:
         if depth is None:
             return None
-        percent = depth * scale
         if len(known) <= MAX_DEPTHS:
-            return percent, f"{percent:.0f} %"
-        low = min(int(percent // 10) * 10, 90)
+            return depth, f"{depth:g} %"
+        low = min(int(depth // 10) * 10, 90)
         return float(low), f"{low}–{low + 10} %"
 
     return place
@@ -169,7 +174,11 @@ def _number(value: Any) -> float | None:
 
 
 def _curve(
-    suite: str, axis: str, is_perplexity: bool, scores: Mapping[str, list[tuple[Bin, float]]]
+    suite: str,
+    axis: str,
+    is_perplexity: bool,
+    scores: Mapping[str, list[tuple[Bin, float]]],
+    num_left_out: int,
 ) -> Curve:
     bins = sorted({place for it in scores.values() for place, _ in it})
     counts = {row: [sum(place == it for place, _ in scores[row]) for it in bins] for row in scores}
@@ -181,7 +190,7 @@ def _curve(
             Point(means[it], counts[row][i], counts[row][i] < most[i]) if it in means else None
             for i, it in enumerate(bins)
         )
-    return Curve(suite, axis, is_perplexity, _labels(bins), rows)
+    return Curve(suite, axis, is_perplexity, _labels(bins), rows, num_left_out)
 
 
 def _means(scores: Iterable[tuple[Any, float]], *, is_perplexity: bool = False) -> dict[Any, float]:

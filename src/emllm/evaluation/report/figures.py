@@ -5,12 +5,13 @@ This module does not know how figures are computed or which format they are writ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 
 from emllm.evaluation.report.comparison import Comparison
 from emllm.evaluation.report.costs import row_costs
 from emllm.evaluation.report.layout import Block, Cell, Section, Table, interval, number, plural, signed, span
-from emllm.evaluation.report.published import published_for
+from emllm.evaluation.report.published import Published, published_for
 from emllm.evaluation.report.tables import (
     MIN_PAIRS,
     Average,
@@ -21,8 +22,9 @@ from emllm.evaluation.report.tables import (
 )
 
 COPIED = (
-    "Copied from the papers named, not measured here: prompts, scorers, samples and budgets may differ, and "
-    "the papers print no intervals. They are context, not rows of this comparison."
+    "Copied from the papers named, not measured here: samples and budgets may differ, prompts and scorers do "
+    "where that is said, and the papers print no intervals. They are context, not rows of this comparison; "
+    "docs/published-numbers.md says what lies behind each."
 )
 
 
@@ -149,6 +151,8 @@ def _difference_cell(it: RowDifference, decimals: int) -> Cell:
 
 def cost_section(comparison: Comparison) -> Section:
     """Speed, memory and budget of each row."""
+    costs = row_costs(comparison)
+    has_device = any(cost.peak_device_bytes is not None for cost in costs)
     head = (
         "row",
         "prompt read",
@@ -156,7 +160,8 @@ def cost_section(comparison: Comparison) -> Section:
         "reading, tokens/s",
         "answer, s",
         "first token, s",
-        "peak memory, GB",
+        "peak RAM, GB",
+        *(("peak device memory, GB",) if has_device else ()),
     )
     lines = [
         (
@@ -166,17 +171,26 @@ def cost_section(comparison: Comparison) -> Section:
             Cell(_or_dash(cost.read_tokens_per_second, "{:,.0f}")),
             Cell(_or_dash(cost.answer_seconds, "{:.2f}")),
             Cell(_or_dash(cost.first_token_seconds, "{:.2f}")),
-            Cell(_or_dash(cost.peak_rss_bytes and cost.peak_rss_bytes / 1e9, "{:.1f}")),
+            Cell(_gigabytes(cost.peak_rss_bytes)),
+            *((Cell(_gigabytes(cost.peak_device_bytes)),) if has_device else ()),
         )
-        for cost in row_costs(comparison)
+        for cost in costs
     ]
+    memory = (
+        "RAM is the process's highest while a sample was read and answered, with the model's weights"
+        if all(cost.is_own_peak for cost in costs)
+        else "RAM is the process's highest so far, which an earlier row may have set"
+    )
     hardware = dict.fromkeys(str(run.about.get("hardware") or "unknown") for run in comparison.runs)
     plain = (
         f"Measured while the samples were answered, on: {'; '.join(hardware)}. Speed is all tokens over all "
-        "seconds; the first token is the median over samples; memory is the process's highest, which an "
-        "earlier row may have set."
+        f"seconds; the first token is the median over samples; {memory}."
     )
     return Section("Costs", (plain, Table("Costs", head, tuple(lines)))) if lines else Section("Costs", ())
+
+
+def _gigabytes(num_bytes: float | None) -> str:
+    return "–" if num_bytes is None else f"{num_bytes / 1e9:.1f}"
 
 
 def _or_dash(value: float | None, form: str) -> str:
@@ -185,18 +199,46 @@ def _or_dash(value: float | None, form: str) -> str:
 
 def published_section(comparison: Comparison, figures: Figures) -> Section:
     """What papers printed for the same model, beside our rows."""
-    scores = {(score.task, score.row): score.mean for score in figures.scores}
-    tables = []
+    means = {(score.task, score.row): score.mean for score in figures.scores}
+    blocks: list[Block] = []
     for table in published_for(comparison.model, comparison.tasks):
-        rows = [row for row in comparison.rows if any((task, row) in scores for task in table.scores)]
-        lines = tuple(
+        rows = [row for row in comparison.rows if any((task, row) in means for task in table.scores)]
+        lines = [
             (
                 Cell(task),
-                *(Cell(number(scores.get((task, row)))) for row in rows),
+                *(Cell(number(means.get((task, row)))) for row in rows),
                 *(Cell(f"{score:g}") for score in printed),
             )
             for task, printed in table.scores.items()
-        )
+        ]
         head = ("task", *(f"{row} (here)" for row in rows), *table.rows)
-        tables.append(Table(f"{table.source}: {table.model}, {table.budget}", head, lines))
-    return Section("Published numbers", (COPIED, *tables) if tables else ())
+        title = f"{table.source}: {table.model}, {table.budget}"
+        blocks += [
+            f"{title}. Prompts: {table.prompts}. Scorers: {table.scorers}.",
+            Table(title, head, (*lines, *_published_means(table, rows, means))),
+        ]
+    return Section("Published numbers", (COPIED, *blocks) if blocks else ())
+
+
+def _published_means(
+    table: Published, rows: Iterable[str], means: Mapping[tuple[str, str], float | None]
+) -> Iterator[tuple[Cell, ...]]:
+    """Of each suite the plain mean over the tasks that stand in the table, ours and theirs."""
+    for suite, num_tasks in table.num_tasks.items():
+        tasks = [task for task in table.scores if task.startswith(f"{suite}/")]
+        if len(tasks) < 2:
+            continue
+        whole = f"of the paper's {num_tasks} tasks" if len(tasks) == num_tasks else f"of these {len(tasks)}"
+        ours = ([means.get((task, row)) for task in tasks] for row in rows)
+        theirs = zip(*(table.scores[task] for task in tasks), strict=True)
+        yield (
+            Cell(f"{suite}, mean", whole),
+            *(Cell(number(_mean(it))) for it in ours),
+            *(Cell(f"{fmean(it):.2f}") for it in theirs),
+        )
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    """Mean of scores that are all known."""
+    known = [score for score in scores if score is not None]
+    return fmean(known) if len(known) == len(scores) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from emllm.errors import MissingExtraError
 from emllm.evaluation.report.comparison import Comparison
 from emllm.evaluation.report.curves import Curve, Grid, curves, grids
-from emllm.evaluation.report.layout import Block, Cell, Section, Table, number
+from emllm.evaluation.report.layout import Block, Cell, Section, Table, number, plural
 from emllm.evaluation.report.plots import curve_title, draw_curve, draw_grid, grid_title
 
 
@@ -23,12 +23,25 @@ def curve_section(comparison: Comparison) -> Section:
     ]
     try:
         for curve in found:
-            blocks += [draw_curve(curve, list(comparison.rows)), _curve_table(curve)]
+            blocks += [draw_curve(curve, list(comparison.rows)), *_left_out(curve), _curve_table(curve)]
         for grid in grids(comparison):
             blocks += [draw_grid(grid), _grid_table(grid)]
     except MissingExtraError as error:
-        blocks += [str(error), *map(_curve_table, found), *map(_grid_table, grids(comparison))]
+        blocks.append(str(error))
+        for curve in found:
+            blocks += [*_left_out(curve), _curve_table(curve)]
+        blocks += map(_grid_table, grids(comparison))
     return Section("By length and depth", tuple(blocks))
+
+
+def _left_out(curve: Curve) -> list[str]:
+    """What a curve by depth does not show."""
+    if not curve.num_left_out:
+        return []
+    without = plural(curve.num_left_out, "question")
+    return [
+        f"{curve_title(curve)}: without {without} whose evidence stands at several places, or is unknown."
+    ]
 
 
 def _curve_table(curve: Curve) -> Table:

@@ -8,8 +8,9 @@ This module does not know how they are shown.
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 
@@ -22,16 +23,22 @@ class Published:
         names: the last part of the names that the model goes by, in lower case.
         source: paper and table.
         budget: what the paper says of lengths and settings.
+        prompts: which were used, as far as paper and released code say.
+        scorers: likewise.
         rows: the methods, as the paper names them.
         scores: of a task, each method's score times 100.
+        num_tasks: of a suite, how many tasks of it the paper's table has.
     """
 
     model: str
     names: tuple[str, ...]
     source: str
     budget: str
+    prompts: str
+    scorers: str
     rows: tuple[str, ...]
     scores: Mapping[str, tuple[float, ...]]
+    num_tasks: Mapping[str, int]
 
 
 def published() -> list[Published]:
@@ -43,8 +50,11 @@ def published() -> list[Published]:
             names=tuple(entry["names"]),
             source=entry["source"],
             budget=entry["budget"],
+            prompts=entry["prompts"],
+            scorers=entry["scorers"],
             rows=tuple(entry["rows"]),
             scores={task: tuple(map(float, scores)) for task, scores in entry["scores"].items()},
+            num_tasks=Counter(task.partition("/")[0] for task in entry["scores"]),
         )
         for entry in tomllib.loads(text)["published"]
     ]
@@ -57,7 +67,7 @@ def published_for(model: str, tasks: Iterable[str]) -> list[Published]:
     for table in published():
         scores = {task: table.scores[_key(task)] for task in tasks if _key(task) in table.scores}
         if name in table.names and scores:
-            found.append(Published(table.model, table.names, table.source, table.budget, table.rows, scores))
+            found.append(replace(table, scores=scores))
     return found
 
 

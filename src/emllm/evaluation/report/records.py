@@ -65,6 +65,9 @@ class Cost:
     """What one sample cost one row; None where it was not measured.
 
     Attributes:
+        peak_rss_bytes: of the process.
+        peak_rss_since: what that is the peak of: `sample`, or the whole `process` so far.
+        peak_device_bytes: of all CUDA devices.
         recalled_tokens: budget of recalled tokens per layer.
     """
 
@@ -75,6 +78,8 @@ class Cost:
     answer_seconds: float | None
     first_token_seconds: float | None
     peak_rss_bytes: float | None
+    peak_rss_since: str
+    peak_device_bytes: float | None
     recalled_tokens: float | None
 
 
@@ -223,10 +228,22 @@ def _answers(values: dict[str, Any], place: str) -> Iterator[Answer]:
 
 
 def _cost(values: dict[str, Any], place: str) -> Cost:
-    names = ("read_seconds", "answer_seconds", "first_token_seconds", "peak_rss_bytes", "recalled_tokens")
+    def known(name: str) -> float | None:
+        return None if values.get(name) is None else _number(values, name, place)
+
     task, sample, row = (_text(values, name, place) for name in ("task", "sample", "row"))
-    known = (None if values.get(name) is None else _number(values, name, place) for name in names)
-    return Cost(task, sample, row, *known)
+    return Cost(
+        task=task,
+        sample=sample,
+        row=row,
+        read_seconds=known("read_seconds"),
+        answer_seconds=known("answer_seconds"),
+        first_token_seconds=known("first_token_seconds"),
+        peak_rss_bytes=known("peak_rss_bytes"),
+        peak_rss_since=_text({"peak_rss_since": "process", **values}, "peak_rss_since", place),
+        peak_device_bytes=known("peak_device_bytes"),
+        recalled_tokens=known("recalled_tokens"),
+    )
 
 
 def _text(values: Mapping[str, Any], name: str, place: str) -> str:

@@ -26,6 +26,7 @@ from emllm.evaluation.statistics import (
     bootstrap_difference,
     bootstrap_mean,
 )
+from emllm.evaluation.task_groups import groups_of
 
 NUM_RESAMPLES = 2000
 #: Fewer pairs are never marked: chance alone gives five of one sign in 1 of 16 cases.
@@ -180,7 +181,7 @@ def averages(comparison: Comparison) -> list[Average]:
 
 
 def average_groups(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
-    """Suite, category (empty: the whole suite) and the tasks that an average goes over."""
+    """Suite, category or group (empty: the whole suite) and the tasks that an average goes over."""
     groups = []
     for suite in comparison.suites():
         of_suite = [task for task in comparison.tasks if comparison.suite(task) == suite]
@@ -195,6 +196,9 @@ def average_groups(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
             members = [task for task in tasks if (comparison.tasks[task].get("category") or "") == category]
             if category and len(members) > 1:
                 groups.append((suite, category, members))
+        for name, named in groups_of([suite]).items():
+            if set(named) < set(tasks):
+                groups.append((suite, f"{name.partition('/')[2]}: {len(named)} tasks", list(named)))
         if len(tasks) > 1:
             groups.append((suite, "", tasks))
     return groups

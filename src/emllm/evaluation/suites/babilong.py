@@ -26,6 +26,7 @@ from random import Random
 from emllm.errors import ConfigError, SourceError
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.suites.background import background, fitting, planted, planting_tokens
+from emllm.evaluation.suites.depths import placed
 from emllm.evaluation.suites.files import records
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
@@ -138,8 +139,7 @@ def _made(task: Task, needs: SampleNeeds, story: Story, length: int, index: int)
     room = _room(task, needs, story, length)
     pieces = fitting(background(needs, task.source["books"]).pieces(draw), room, needs.count_tokens)
     text = planted(pieces, story.facts, sorted(draw.random() for _ in story.facts))
-    depths = [text.depths[idx] for idx in story.supporting]
-    asked = _question(task, story, {"depth": min(depths, default=0.0), "depths": depths})
+    asked = _question(task, story, placed([100 * text.depths[idx] for idx in story.supporting]))
     positions = [text.starts[idx] for idx in story.supporting]
     facts = {"length": length, "facts": len(story.facts), "positions": positions}
     return Sample(f"{length}-{index}", task.split_prompt()[0], text.text.rstrip(), (asked,), facts)

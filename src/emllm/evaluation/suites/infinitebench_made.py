@@ -23,6 +23,7 @@ from uuid import UUID
 from emllm.errors import ConfigError
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.suites.answer_prefix import split_answer_prefix
+from emllm.evaluation.suites.depths import placed
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
 
@@ -65,7 +66,7 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
 def _sample(task: Task, made: _Made, length: int, idx: int) -> Sample:
     before, after = task.split_prompt(input=made.asked)
     text, answer_begins = split_answer_prefix(task, after)
-    depth = {} if made.depth is None else {"depth": made.depth}
+    depth = placed([] if made.depth is None else [100 * made.depth])
     question = Question(text, made.answers, made.query, answer_begins, facts=depth)
     facts = {"length": length, **depth}
     return Sample(f"{task.source['kind']}-{length}-{idx}", before, made.text, (question,), facts)

@@ -16,6 +16,7 @@ from typing import Any
 
 from emllm.errors import SourceError
 from emllm.evaluation.samples import Question, Sample
+from emllm.evaluation.suites.depths import placed
 from emllm.evaluation.suites.files import lacking, records
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
@@ -80,8 +81,8 @@ def _question(
     task: Task, entry: Mapping[str, Any], draw: Random, text: str, starts: Mapping[str, int]
 ) -> Question:
     turns = [turn for turn in evidence_turns(entry["evidence"]) if turn in starts]
-    depths = [round(starts[turn] / len(text), 4) for turn in turns]
-    facts = {"category": entry["category"], "evidence": turns, "depths": depths}
+    depths = [100 * starts[turn] / len(text) for turn in turns]
+    facts = {"category": entry["category"], "evidence": turns, **placed(depths)}
     fields, answer = {"question": entry["question"]}, str(entry.get("answer"))
     if entry["category"] == ADVERSARIAL:
         options = [UNANSWERABLE, str(entry["answer"] if "answer" in entry else entry["adversarial_answer"])]

@@ -22,17 +22,6 @@ from emllm.evaluation.suites.files import records, require
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
 
-#: The 15 English tasks of the EM-LLM paper's tables, in their order; it leaves passage_count out. The
-#: paper's "Avg." is the plain mean of these.
-PAPER_TASKS = tuple(
-    f"longbench/{name}"
-    for name in (
-        *("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique"),
-        *("gov_report", "qmsum", "multi_news", "trec", "triviaqa", "samsum"),
-        *("passage_retrieval_en", "lcc", "repobench-p"),
-    )
-)
-
 
 def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
     """One sample a record of the task's data set, in the order of the file.

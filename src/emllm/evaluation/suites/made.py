@@ -16,6 +16,7 @@ from typing import Any
 
 from emllm.errors import ConfigError
 from emllm.evaluation.samples import Question, Sample
+from emllm.evaluation.suites.depths import placed
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
 
@@ -163,9 +164,8 @@ def depth_of(text: str, fact: str) -> float:
 
 
 def depth_facts(text: str, facts: Sequence[str]) -> dict[str, Any]:
-    """`depth` of a single fact, `depths` of several in the order of the facts."""
-    depths = [depth_of(text, fact) for fact in facts]
-    return {"depth": depths[0]} if len(depths) == 1 else {"depths": depths}
+    """Where facts stand in a text, as a question's facts say it."""
+    return placed([depth_of(text, fact) for fact in facts])
 
 
 def asked_sample(

@@ -12,6 +12,7 @@ from typing import Any
 
 from emllm.errors import ConfigError, SourceError
 from emllm.evaluation.samples import Question, Sample
+from emllm.evaluation.suites.depths import placed
 from emllm.evaluation.suites.files import lacking, records
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
@@ -57,7 +58,7 @@ def _sample(task: Task, needs: SampleNeeds, record: Mapping[str, Any], *, sample
             task.split_prompt(input=entry["query"])[1],
             (entry["answer"],),
             query=entry["query"],
-            facts={"depths": _depths(entry, starts, len(text))},
+            facts=placed(_depths(entry, starts, len(text))),
         )
         for entry in record[f"{task.source['queries']}_query_list"]
     )
@@ -66,6 +67,6 @@ def _sample(task: Task, needs: SampleNeeds, record: Mapping[str, Any], *, sample
 
 
 def _depths(entry: Mapping[str, Any], starts: list[int], length: int) -> list[float]:
-    """Where the spans that a query is about start, as shares of the text; a general query names none."""
+    """Where the spans that a query is about start, in percent of the text; a general query names none."""
     first_turns = [int(span[0]) for span in entry.get("relevant_text_span", ())]
-    return [round(starts[turn] / length, 4) for turn in first_turns if turn < len(starts)]
+    return [100 * starts[turn] / length for turn in first_turns if turn < len(starts)]

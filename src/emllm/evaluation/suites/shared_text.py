@@ -22,6 +22,7 @@ from random import Random
 from emllm.errors import ConfigError
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.suites.background import Planted, background, fitting, planted, planting_tokens
+from emllm.evaluation.suites.depths import placed
 from emllm.evaluation.suites.made_names import Names
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
@@ -94,8 +95,7 @@ def _prompt_tokens(task: Task, needs: SampleNeeds, asked: Sequence[Asked]) -> in
 
 
 def _question(task: Task, asked: Asked, text: Planted) -> Question:
-    depths = [text.depths[idx] for idx in asked.evidence]
-    facts = {"kind": asked.kind, "depth": min(depths), "depths": depths}
+    facts = {"kind": asked.kind, **placed([100 * text.depths[idx] for idx in asked.evidence])}
     return Question(task.split_prompt(input=asked.text)[1], asked.answers, query=asked.text, facts=facts)
 
 
