@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +23,9 @@ from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task, tasks_of
 
 TASKS = {task.name.removeprefix("infinitebench/"): task for task in tasks_of("infinitebench")}
-MADE = ["kv_retrieval", "math_calc", "number_string", "passkey"]
+MADE = ["code_run", "kv_retrieval", "math_calc", "math_find", "number_string", "passkey"]
+#: Of the made ones, those whose file is read from the hub where there is no data folder.
+ON_HUB = ["code_run", "math_find"]
 COLLECTED = sorted(set(TASKS) - set(MADE))
 BOOKS = ["longbook_choice_eng", "longbook_qa_chn", "longbook_qa_eng"]
 OPTIONS = ["parse", "load", "dump", "read_all"]
@@ -159,8 +163,7 @@ def test_an_answer_begins_at_the_last_of_its_first_words(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", COLLECTED)
 def test_the_reference_itself_is_a_full_answer(name: str, tmp_path: Path) -> None:
-    answer = "1234" if name in ("code_run", "math_find") else "dump"
-    (sample,) = read_samples(TASKS[name], written(tmp_path, TASKS[name], record(name, answer=answer)))
+    (sample,) = read_samples(TASKS[name], written(tmp_path, TASKS[name], record(name)))
     for answered in sample.questions[0].answers:
         assert metric(TASKS[name].metric)(answered, sample.questions[0]) == pytest.approx(1.0)
 
@@ -174,8 +177,13 @@ def test_the_made_reference_is_a_full_answer(name: str) -> None:
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_made_text_is_asked_in_the_words_of_the_release(name: str) -> None:
-    sample = made(name)[0]
-    assert whole_prompt(sample, "TEXT") == OFFICIAL[name][0].replace("QUERY", sample.questions[0].query)
+    sample = made(name)[2 if name == "math_find" else 0]  # the one that the official prompt above is of
+    query = sample.questions[0].query
+    wanted = OFFICIAL[name][0].replace("QUERY", query)
+    if name == "code_run":
+        call = re.findall(r"func_[0-9]+\(-?[0-9]+\)", query)[0]
+        wanted = wanted.replace("func_7(-3)", call).replace("func_7 ", call.partition("(")[0] + " ")
+    assert whole_prompt(sample, "TEXT") == wanted
     assert sample.questions[0].answer_begins and sample.text not in sample.questions[0].text
 
 
@@ -233,8 +241,8 @@ def test_a_made_text_has_the_wanted_length(name: str, length: int, seed: int) ->
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_without_wanted_lengths_a_text_is_as_long_as_its_authors_made_it(name: str) -> None:
-    (sample,) = made(name, lengths=[], num_samples=1)
+def test_without_wanted_lengths_a_text_is_as_long_as_its_authors_made_it(name: str, tmp_path: Path) -> None:
+    (sample,) = make_samples(TASKS[name], SampleNeeds(tmp_path, quarter_words, num_samples=1))
     assert sample.facts["length"] == TASKS[name].source["length"]
     assert quarter_words(sample.text) == pytest.approx(TASKS[name].source["length"], rel=0.05)
 
@@ -287,6 +295,91 @@ def test_the_values_of_an_expression_are_its_running_sums_between_0_and_99(seed:
         values.append(values[-1] + int(step))
     assert tuple(map(str, values)) == sample.questions[0].answers
     assert set(values) <= set(range(100))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_authors_file_is_read_where_it_is_there_unless_a_length_is_wanted(
+    name: str, tmp_path: Path
+) -> None:
+    asked = {
+        "kv_retrieval": '\nKey: "QUERY"\nThe value associated with the specified key is: ',
+        "math_calc": "The value of the numerical expression is: ",
+        "number_string": "What is the sequence of digits?",
+        "passkey": "What is the pass key?",
+    }
+    context = "7 + 2 - 1" if name == "math_calc" else "TEXT"
+    answer = [9, 8] if name == "math_calc" else ["1234"]
+    line = record(name, context=context, input=asked.get(name, OFFICIAL[name][1]), answer=answer)
+    needs = written(tmp_path, TASKS[name], line, line)
+    found = list(make_samples(TASKS[name], needs))
+    assert [sample.sample_id for sample in found] == [f"{name}-0", f"{name}-1"]
+    assert whole_prompt(found[0], "TEXT") == OFFICIAL[name][0]
+    assert found[0].text == context
+    assert found[0].questions[0].answers == (("7", "9", "8") if name == "math_calc" else ("1234",))
+    longer = list(make_samples(TASKS[name], dataclasses.replace(needs, lengths=(2048,), num_samples=2)))
+    assert [sample.facts["length"] for sample in longer] == [2048, 2048]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_without_a_data_folder_the_hub_is_asked_only_where_the_task_says_so(name: str, monkeypatch) -> None:
+    class HubError(Exception):
+        pass
+
+    def ask(*args: Any, **options: Any) -> None:
+        raise HubError
+
+    monkeypatch.setattr("emllm.evaluation.suites.files._hub_file_records", ask)
+    found = make_samples(TASKS[name], SampleNeeds(None, quarter_words, num_samples=1))
+    if name in ON_HUB:
+        with pytest.raises(HubError):
+            next(found)
+    else:
+        assert next(found).facts["length"] == TASKS[name].source["length"]
+
+
+@given(seed=st.integers(0, 2**32))
+def test_the_number_asked_for_is_the_one_that_a_sort_finds(seed: int) -> None:
+    found = made("math_find", lengths=[1024], num_samples=14, seed=seed)
+    for sample in found:
+        numbers = json.loads(sample.text)
+        (question,) = sample.questions
+        (wanted,) = re.findall(r"The (.*) of the list", question.query)
+        by_size = sorted(set(numbers))
+        middle = sorted(numbers)[(len(numbers) - 1) // 2 : len(numbers) // 2 + 1]
+        expected = {
+            "median number": sum(middle) / len(middle),
+            **dict(
+                zip(
+                    ("smallest number", "second smallest number", "third smallest number"),
+                    by_size[:3],
+                    strict=True,
+                )
+            ),
+            **dict(
+                zip(
+                    ("largest number", "second largest number", "third largest number"),
+                    by_size[:-4:-1],
+                    strict=True,
+                )
+            ),
+        }
+        assert float(question.answers[0]) == expected[wanted] and not question.answers[0].endswith(".0")
+        assert by_size[0] >= 0 and by_size[-1] <= 99
+    assert len({sample.questions[0].query for sample in found}) == 7
+
+
+@given(seed=st.integers(0, 2**32))
+def test_the_value_of_a_call_is_what_python_returns_after_the_stated_number_of_calls(seed: int) -> None:
+    for sample, num_calls in zip(made("code_run", lengths=[2048], seed=seed), (2, 4, 6, 8, 10), strict=True):
+        (question,) = sample.questions
+        functions: dict[str, Any] = {}
+        exec(sample.text.partition("functions_module.py:")[2], functions)
+        call = re.findall(r"func_[0-9]+\(-?[0-9]+\)", question.query)[0]
+        assert question.answers == (str(eval(call, functions)),)
+        assert len(question.facts["depths"]) == num_calls
+        first = f"def {call.partition('(')[0]}(x)"
+        place = 100 * sample.text.index(first) / len(sample.text)
+        assert question.facts["depths"][0] == pytest.approx(place, abs=0.06)
 
 
 def test_five_of_ten_digits_repeat_the_digit_before_them() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from emllm.errors import StoreError
+from emllm.evaluation.results import COSTS, FORMAT, RESULTS, RUN
 
-FORMAT = 1
 PERPLEXITY = "perplexity"
 _NEEDED = ("model", "rows", "tasks")
 
@@ -100,19 +100,17 @@ def read_run(folder: Path) -> RunFolder:
     Raises:
         StoreError: a file is missing, or a line is malformed; the message names file and line number.
     """
-    if not (folder / "run.json").exists():
+    if not (folder / RUN).exists():
         why = "no results in it" if folder.is_dir() else "no such folder"
         raise StoreError(f"{folder}: {why}")
-    about = _about(folder / "run.json")
+    about = _about(folder / RUN)
     remarks: list[str] = []
     records = [
         _record(values, place, about)
-        for values, place in _lines(
-            folder / "results.jsonl", remarks.append, without="no results are there yet"
-        )
+        for values, place in _lines(folder / RESULTS, remarks.append, without="no results are there yet")
     ]
-    _refuse_twice(folder / "results.jsonl", [(record.task, record.sample, record.row) for record in records])
-    costs_file = folder / "costs.jsonl"
+    _refuse_twice(folder / RESULTS, [(record.task, record.sample, record.row) for record in records])
+    costs_file = folder / COSTS
     costs = [
         _cost(values, place)
         for values, place in _lines(costs_file, remarks.append, without="no costs are shown")

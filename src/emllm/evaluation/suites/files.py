@@ -55,6 +55,18 @@ def records(task: Task, needs: SampleNeeds) -> Iterator[dict[str, Any]]:
         raise SourceError(f"task {task.name} names neither a file nor a data set of the hub")
 
 
+def has_records(task: Task, needs: SampleNeeds) -> bool:
+    """Whether `records` has a place to read from: a file of the data folder, or without one the hub."""
+    source = task.source
+    if needs.data is None:
+        return "hub" in source
+    names = [source["file"]] if isinstance(source["file"], str) else list(source["file"])
+    try:
+        return _found(needs.data, names, _RECORD_ENDINGS).is_file()
+    except NoSuchFileError:
+        return False
+
+
 def text_of(needs: SampleNeeds, name: str) -> str:
     """A whole text of the data folder, ``name`` ending in ``.txt`` or ``.txt.xz``, whichever is there.
 

@@ -1,4 +1,4 @@
-"""InfiniteBench (Zhang et al., 2024), the eight tasks whose texts were collected: read from files or the hub.
+"""InfiniteBench (Zhang et al., 2024), as its files have it: read from the data folder or the hub.
 
 Source: prompts, references and answer lengths of the released code (``src/prompt.py``, ``src/eval_utils.py``,
 commit 88b3daa), in the form that it gives open models (``yarn_mistral_templates``). Its last words, such as
@@ -6,13 +6,13 @@ commit 88b3daa), in the form that it gives open models (``yarn_mistral_templates
 
 **Deviations.** The text is never cut. Questions about one book are one sample, so that it is read once.
 
-This module does not know how answers are scored, nor the four tasks that are made (`infinitebench_made`).
+This module does not know how answers are scored, nor how texts are made (`infinitebench_made`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from emllm.errors import SourceError
@@ -31,7 +31,16 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
     Raises:
         SourceError: a record is no InfiniteBench record of this task.
     """
-    asked = (_asked(task, record, number) for number, record in enumerate(records(task, needs)))
+    yield from samples_of(task, records(task, needs))
+
+
+def samples_of(task: Task, found: Iterable[dict[str, Any]]) -> Iterator[Sample]:
+    """The samples of these records.
+
+    Raises:
+        SourceError: a record is no InfiniteBench record of this task.
+    """
+    asked = (_asked(task, record, number) for number, record in enumerate(found))
     for number, before, text, questions in _by_text(asked) if task.source.get("shares_texts") else asked:
         is_chinese = task.source.get("language") == "zh"
         yield Sample(
@@ -57,7 +66,7 @@ def _by_text(asked: Iterable[_Asked]) -> list[_Asked]:
 
 def _asked(task: Task, record: dict[str, Any], number: int) -> _Asked:
     try:
-        before, after = task.split_prompt(**_fields(task, record))
+        before, after = task.split_prompt(**prompt_fields(task, record))
         text, answer_begins = split_answer_prefix(task, after)
         question = Question(
             text=text,
@@ -71,7 +80,7 @@ def _asked(task: Task, record: dict[str, Any], number: int) -> _Asked:
         raise SourceError(f"task {task.name}, record {number + 1}: not a record of this task") from error
 
 
-def _fields(task: Task, record: dict[str, Any]) -> dict[str, str]:
+def prompt_fields(task: Task, record: Mapping[str, Any]) -> dict[str, str]:
     """What fills the prompt's braces."""
     fields = dict.fromkeys(("input", "question"), str(record.get("input") or ""))
     if "{func}" in task.prompt:
