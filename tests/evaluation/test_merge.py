@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,18 @@ def test_shards_of_different_runs_are_refused(lm, halves, tmp_path):
     ):
         other = start(lm, tmp_path / name, **{"shards": 2, "shard": 1, **changes})
         refused([halves[0], other], tmp_path, f"{name} does not belong to .*0: {said}")
+
+
+def test_shards_of_data_that_changed_are_refused_by_the_task(lm, halves, tmp_path, monkeypatch):
+    def changed(task, needs):
+        for one in tiny_suite.samples(task, needs):
+            yield replace(one, text=one.text + "!") if one.sample_id == "s3" else one
+
+    monkeypatch.setattr("tiny_suite_samples.samples", changed)
+    other = start(lm, tmp_path / "other", shards=2, shard=1)
+    refused(
+        [halves[0], other], tmp_path, "does not belong to .*0: task tiny/one has another sample 3: the data"
+    )
 
 
 def test_an_unfinished_shard_is_refused_by_what_it_lacks(halves, tmp_path):

@@ -229,8 +229,59 @@ def test_other_data_under_the_same_name_are_found_out(lm, fake, tmp_path, monkey
     monkeypatch.setattr(
         "tiny_suite_samples.samples", lambda task, needs: iter([replace(sample(0), sample_id="new")])
     )
+    with pytest.raises(ConfigError, match="results of another run: task tiny/one has another sample 0: the"):
+        start(lm, tmp_path)
+    without_digests(tmp_path)
     with pytest.raises(SourceError, match="sample 0 of tiny/one was 's0' and is 'new' now"):
         start(lm, tmp_path)
+
+
+def without_digests(folder: Path) -> None:
+    """As runs were described that tell neither of samples nor of packages."""
+    run = json.loads((folder / RUN).read_text())
+    for one in run["tasks"].values():
+        del one["samples"], one["libraries"]
+    (folder / RUN).write_text(json.dumps(run))
+
+
+def asking(**changes):
+    return lambda one: replace(one, questions=(one.questions[0], replace(one.questions[1], **changes)))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda one: replace(one, text=one.text + "."),
+        lambda one: replace(one, before=one.before + " "),
+        lambda one: replace(one, questions=one.questions[:1]),
+        asking(text="What?"),
+        asking(answers=("b",)),
+        asking(answer_begins="It is"),
+        asking(facts={"depth": 0.25}),
+    ],
+)
+def test_other_data_under_the_same_sample_names_are_refused(lm, fake, tmp_path, monkeypatch, changed):
+    start(lm, tmp_path, TASKS[:1], limit=2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    made = [sample(0), changed(sample(1)), sample(2)]
+    monkeypatch.setattr("tiny_suite_samples.samples", lambda task, needs: iter(made))
+    with pytest.raises(ConfigError, match="another run: task tiny/one has another sample 1: the data differ"):
+        start(lm, tmp_path, TASKS[:1])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert len(start(lm, tmp_path, TASKS[:1], limit=1).results) == 4
+    without_digests(tmp_path)
+    assert len(start(lm, tmp_path, TASKS[:1]).results) == 6
+
+
+def test_results_of_another_version_of_what_scores_are_not_added_to(lm, fake, tmp_path, monkeypatch):
+    for versions in ({}, {"rouge": "1.0.1"}, {}):  # not installed, installed, not installed
+        monkeypatch.setattr(module, "library_versions", lambda metric, found=versions: found)
+        start(lm, tmp_path)
+    monkeypatch.setattr(module, "library_versions", lambda metric: {"rouge": "1.0.2"})
+    with pytest.raises(ConfigError, match=r"task tiny/one was scored with rouge 1\.0\.1, this is 1\.0\.2$"):
+        start(lm, tmp_path)
+    without_digests(tmp_path)
+    start(lm, tmp_path)
 
 
 @pytest.mark.parametrize("made", [[], [sample(0), sample(0)]])
@@ -427,9 +478,7 @@ def test_a_limit_takes_samples_of_every_length_and_another_one_needs_a_new_folde
     lengths = {"tasks": tasks_of("passkey"), "rows": (ROW,), "lengths": (512, 1024), "num_samples": 3}
     results = start(lm, tmp_path, **lengths, limit=1).results
     assert [(line["index"], line["facts"]["length"]) for line in results] == [(0, 512), (1, 1024)]
-    with pytest.raises(
-        SourceError, match=r"was 'passkey-1024-0' and is 'passkey-512-1' now; .* another limit"
-    ):
+    with pytest.raises(ConfigError, match=r"passkey/passkey has another sample 1: .* another limit numbers"):
         start(lm, tmp_path, **lengths, limit=2)
 
 

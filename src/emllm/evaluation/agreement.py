@@ -14,6 +14,9 @@ from emllm.models.fingerprint import difference as model_difference
 #: What two starts of one run have in common.
 _COMMON = ("dtype", "seed", "lengths", "num_samples", "shards", "shard")
 
+#: What run.json says of a task's samples and of what scored them; the rest of a task never changes.
+_GROWING = ("num_samples", "samples", "libraries")
+
 
 def first_difference(
     before: Mapping[str, Any], now: Mapping[str, Any], *, ignoring: tuple[str, ...] = ()
@@ -47,9 +50,38 @@ def _of_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 def _of_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     for name in (name for name in now if name in before):
         for setting, value in now[name].items():
-            if setting != "num_samples" and before[name].get(setting) != value:
+            if setting not in _GROWING and before[name].get(setting) != value:
                 return f"task {name} had {setting}={before[name].get(setting)!r}, has {value!r}"
+        differs = _of_libraries(before[name], now[name]) or _of_samples(before[name], now[name])
+        if differs is not None:
+            return f"task {name} {differs}"
     return None
+
+
+def _of_libraries(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Scored with another version of a package; older runs do not tell theirs."""
+    known = before.get("libraries", {})
+    for package, version in now.get("libraries", {}).items():
+        if known.get(package, version) != version:
+            return f"was scored with {package} {known[package]}, this is {version}"
+    return None
+
+
+def _of_samples(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """One of the samples that both have is another; older runs do not tell theirs."""
+    both = zip(samples_of(before), samples_of(now), strict=False)
+    for number, (old, new) in enumerate(both):
+        if old != new:
+            return (
+                f"has another sample {number}: the data differ, or another limit numbers samples of several "
+                "lengths anew"
+            )
+    return None
+
+
+def samples_of(task: Mapping[str, Any]) -> list[str]:
+    """The digests of a task's samples; older runs have none."""
+    return str(task.get("samples", "")).split()
 
 
 def codes_of(run: Mapping[str, Any]) -> list[str]:
@@ -71,8 +103,14 @@ def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     """A run with what another start adds to it: its command, tasks, rows and samples."""
     tasks = dict(before["tasks"])
     for name, task in now["tasks"].items():
-        most = max(task["num_samples"], tasks.get(name, task)["num_samples"])
-        tasks[name] = {**task, "num_samples": most}
+        known = tasks.get(name, task)
+        most = max(known, task, key=lambda one: one["num_samples"])
+        tasks[name] = {
+            **task,
+            "num_samples": most["num_samples"],
+            "samples": most.get("samples", task["samples"]),
+            "libraries": {**known.get("libraries", {}), **task["libraries"]},
+        }
     limits = (before.get("limit"), now["limit"])
     return {
         **before,

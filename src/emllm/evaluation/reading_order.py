@@ -27,6 +27,17 @@ def text_digest(sample: Sample) -> str:
     return hashlib.sha256(f"{sample.before}\0{sample.text}".encode("utf-8", "replace")).hexdigest()
 
 
+def sample_digest(sample: Sample, text: str) -> str:
+    """Eight digits that change with the sample's name, its text, its questions or their references.
+
+    Args:
+        text: `text_digest` of the sample, so that a long text is gone through once.
+    """
+    asked = [(one.text, one.answers, one.query, one.answer_begins, one.facts) for one in sample.questions]
+    whole = repr((sample.sample_id, text, asked, sample.facts))
+    return hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:8]
+
+
 def reading_order(digests: Iterable[tuple[Place, str]]) -> Iterator[list[Place]]:
     """Groups of samples with one text, every sample once.
 

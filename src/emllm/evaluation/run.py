@@ -22,9 +22,10 @@ from typing import Any
 from emllm.errors import MissingExtraError, SourceError, StoreError
 from emllm.evaluation.answering import Answerer
 from emllm.evaluation.last_reading import LastReading
+from emllm.evaluation.metrics import library_versions
 from emllm.evaluation.pace import Pace, Step
 from emllm.evaluation.peaks import PeakMeter
-from emllm.evaluation.reading_order import Place, reading_order, text_digest
+from emllm.evaluation.reading_order import Place, reading_order, sample_digest, text_digest
 from emllm.evaluation.results import Key, RunFolder
 from emllm.evaluation.rows import Row
 from emllm.evaluation.samples import Sample
@@ -105,9 +106,9 @@ class Run:
             SourceError: samples cannot be read, or are not those that were run before.
             StoreError: the folder cannot be written; what was written before is as it was.
         """
-        plan, num_samples = self._plan()
+        plan, digests = self._plan()
         self._last.place = path / READING
-        with RunFolder(path, self._described(num_samples)) as folder, closing(self._last):
+        with RunFolder(path, self._described(digests)) as folder, closing(self._last):
             _check_same_samples(plan, folder)
             if self._wishes.retry_failed:
                 folder.forget_failed(plan)
@@ -122,30 +123,31 @@ class Run:
             self._last.discard()
         return folder
 
-    def _plan(self) -> tuple[Plan, dict[str, int]]:
-        """What this shard is to run, and the number of samples in all shards, by task.
+    def _plan(self) -> tuple[Plan, dict[str, list[str]]]:
+        """What this shard is to run, and the digests of the samples in all shards, by task.
 
         All samples are made once before the first is run: what is wrong with them shows at once, and the
         time left can be told.
         """
         wishes = self._wishes
         plan: Plan = {}
-        num_samples: dict[str, int] = {}
+        digests: dict[str, list[str]] = {}
         for task in wishes.tasks:
             seen: set[str] = set()
+            digests[task.name] = []
             for index, sample in self._samples(task):
                 if sample.sample_id in seen:
                     raise SourceError(f"task {task.name}: two samples are called {sample.sample_id!r}")
                 seen.add(sample.sample_id)
+                text, num_chars = text_digest(sample), len(sample.before) + len(sample.text)
+                digests[task.name].append(sample_digest(sample, text))
                 if index % wishes.shards == wishes.shard:
-                    text, num_chars = text_digest(sample), len(sample.before) + len(sample.text)
                     for row in wishes.rows_of(task):
                         key = Key(task.name, sample.sample_id, row.name)
                         plan[key] = Planned(index, num_chars, text, row)
             if not seen:
                 raise SourceError(f"task {task.name}: no samples")
-            num_samples[task.name] = len(seen)
-        return plan, num_samples
+        return plan, digests
 
     def _samples(self, task: Task) -> Generator[tuple[int, Sample], None, None]:
         """The samples with their numbers.
@@ -173,7 +175,7 @@ class Run:
         most = self._wishes.questions
         return enumerate(replace(sample, questions=sample.questions[:most]) for sample in made)
 
-    def _described(self, num_samples: Mapping[str, int]) -> dict[str, Any]:
+    def _described(self, digests: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """What ``run.json`` says."""
         geometry, wishes = self._lm.geometry, self._wishes
         most = wishes.questions
@@ -188,9 +190,7 @@ class Run:
             "shards": wishes.shards,
             "shard": wishes.shard,
             "rows": {row.name: row.described(wishes.settings, **model) for row in wishes.rows},
-            "tasks": {
-                task.name: _task_described(task, num_samples[task.name], most) for task in wishes.tasks
-            },
+            "tasks": {task.name: _task_described(task, digests[task.name], most) for task in wishes.tasks},
         }
 
     def _run(self, to_do: Plan, folder: RunFolder, pace: Pace) -> None:
@@ -273,21 +273,27 @@ def _sample_at(made: Iterator[tuple[int, Sample]], place: Place, text: str) -> S
     return sample
 
 
-def _task_described(task: Task, num_samples: int, questions: int | None) -> dict[str, Any]:
-    """What ``run.json`` says of a task; the digest changes with anything in its file."""
+def _task_described(task: Task, samples: Sequence[str], questions: int | None) -> dict[str, Any]:
+    """What ``run.json`` says of a task; the digest changes with anything in its file.
+
+    Args:
+        samples: their digests, of which one changes with anything in the sample.
+    """
     return {
         "metric": task.metric,
         "suite": task.suite,
         "category": task.category,
         "answer_tokens": task.answer_tokens,
-        "num_samples": num_samples,
+        "num_samples": len(samples),
         "questions": questions,
         "digest": hashlib.sha256(repr(task).encode()).hexdigest()[:16],
+        "samples": " ".join(samples),
+        "libraries": library_versions(task.metric),
     }
 
 
 def _check_same_samples(plan: Plan, folder: RunFolder) -> None:
-    """Refuse to go on with samples that are not those of the results.
+    """Refuse to go on with samples that are not those of the results, of runs without their digests too.
 
     Raises:
         SourceError: another sample stands at an index that was run.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
+from importlib import import_module
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emllm.errors import ConfigError, MissingExtraError
-from emllm.evaluation.metrics import METRICS, libraries, metric
+from emllm.evaluation.metrics import LIBRARIES, METRICS, libraries, library_versions, locomo, metric
 from emllm.evaluation.samples import Question
 
 FACTS = {
@@ -114,6 +116,26 @@ def test_importing_the_metrics_imports_no_library():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_the_packages_of_a_metric_are_those_that_it_imports(name, monkeypatch):
+    imported = set()
+
+    def recorded(module):
+        imported.add(module.partition(".")[0].replace("_", "-"))
+        return import_module(module)
+
+    monkeypatch.setattr(libraries, "import_module", recorded)
+    for cached in (libraries.chinese_words, locomo._stemmer):
+        cached.cache_clear()
+    for form in FORMS:
+        with suppress(ConfigError):
+            metric(name)(
+                "True two", Question("?", ("True two",), facts={**FACTS, "form": form, "category": 4})
+            )
+    assert imported == set(LIBRARIES.get(name, ())) - {"rapidfuzz"}
+    assert set(library_versions(name)) == set(LIBRARIES.get(name, ()))
 
 
 def test_loading_the_chinese_dictionary_says_nothing(capfd):

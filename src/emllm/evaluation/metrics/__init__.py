@@ -10,6 +10,8 @@ are imported when such a metric is first computed. This module does not know wha
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from emllm.errors import ConfigError
 from emllm.evaluation.metrics import (
@@ -64,6 +66,27 @@ METRICS: dict[str, Metric] = {
     "infinite_math_calc": infinitebench.infinite_math_calc,
     "infinite_math_find": infinitebench.infinite_math_find,
 }
+
+#: The packages whose version a score depends on, by metric.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "qa_f1_zh": ("jieba",),
+    "rouge": ("rouge",),
+    "rouge_first_line": ("rouge",),
+    "rouge_zh": ("rouge", "jieba"),
+    "code_sim": ("thefuzz", "rapidfuzz"),
+    "locomo_f1": ("nltk",),
+    "leval_rouge": ("rouge-score",),
+    "infinite_longbook_sum": ("rouge-score",),
+}
+
+
+def library_versions(name: str) -> dict[str, str]:
+    """Versions of the packages that a metric computes with, of those that are installed."""
+    found = {}
+    for package in LIBRARIES.get(name, ()):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def metric(name: str) -> Metric:

@@ -185,7 +185,8 @@ def _merged(runs: Iterable[RunFolder], kind: str) -> dict[str, Mapping[str, Any]
 
 def _settled(value: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same of a row or a task wherever it was run."""
-    return {name: it for name, it in value.items() if name != "num_samples" and it is not None}
+    of_runs = ("num_samples", "samples", "libraries")
+    return {name: it for name, it in value.items() if name not in of_runs and it is not None}
 
 
 def _refuse_twice(task: str, row: str, records: list[Record], runs: list[RunFolder]) -> None:
