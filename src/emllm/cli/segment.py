@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json as json_format
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from emllm.cli.sources import load_documents, opened_lm
 from emllm.cli.terminal import columns, reading, remark, say_json
 from emllm.config import MemoryConfig
 from emllm.errors import ConfigError, InputError, MissingExtraError
+from emllm.machine import on_interrupt
 
 if TYPE_CHECKING:
     from emllm.analysis.segmented import SegmentedText
@@ -130,16 +132,17 @@ def render(text: SegmentedText, form: str) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file aside and rename it, so that what is there is never half.
+    """Write a file aside and rename it, so that what is there is never half; Ctrl-C leaves nothing aside.
 
     Raises:
         ConfigError: the disk is full, or the folder has become unwritable.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written, {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with on_interrupt(signal.default_int_handler):
+        try:
+            aside.write_bytes(data)
+            aside.replace(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written, {error.strerror}") from error
+        finally:
+            aside.unlink(missing_ok=True)
