@@ -54,9 +54,12 @@ class TestSources:
         write(tmp_path, "data.bin", b"\x00\x01")
         assert "no readable file in this folder (1 skipped" in refuses("ask", tmp_path, "Who?")
 
-    def test_a_folder_cannot_be_segmented(self, refuses: Refuses, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("command", ["segment", "bench"])
+    def test_a_folder_is_refused_where_one_file_is_taken(
+        self, refuses: Refuses, tmp_path: Path, command: str
+    ) -> None:
         write(tmp_path, "a.txt", b"words")
-        assert "segment takes one file" in refuses("segment", tmp_path)
+        assert refuses(command, tmp_path) == f"emllm: {tmp_path}: a folder; {command} takes one file"
 
     def test_empty_standard_input_is_refused(self, refuses: Refuses, stdin: Callable[[bytes], None]) -> None:
         stdin(b"")

@@ -17,10 +17,10 @@ import typer
 
 from emllm.cli import options
 from emllm.cli.settings import with_settings
-from emllm.cli.sources import load_documents, opened_lm
+from emllm.cli.sources import load_one, opened_lm
 from emllm.cli.terminal import columns, reading, remark, say_json
 from emllm.config import MemoryConfig
-from emllm.errors import ConfigError, InputError, MissingExtraError
+from emllm.errors import ConfigError, MissingExtraError
 from emllm.machine import on_interrupt
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def command(
     form = choose_format(format, output, as_json=json)
     if output is not None:
         check_writable(output)
-    if os.path.isdir(source):
-        raise InputError(f"{source}: a folder; segment takes one file")
-    (document,) = load_documents([source])
+    document = load_one(source, command="segment")
     with opened_lm(model, device=device, dtype=dtype) as lm:
         from emllm.analysis.segment import segment
 

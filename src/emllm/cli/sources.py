@@ -44,6 +44,19 @@ def load_documents(sources: Sequence[str]) -> list[Document]:
     return loaded.documents
 
 
+def load_one(source: str, *, command: str) -> Document:
+    """The document of a file or of standard input, for a command that takes one.
+
+    Raises:
+        InputError: it is a folder.
+        SourceError: it cannot be read.
+    """
+    if os.path.isdir(source):
+        raise InputError(f"{source}: a folder; {command} takes one file")
+    (document,) = load_documents([source])
+    return document
+
+
 def _size_of(source: str, most: int) -> int:
     """Bytes of a file, or of a folder's files that are not skipped for being hidden or larger than `most`."""
     from emllm.documents.load import files_below
