@@ -79,6 +79,8 @@ class TestSources:
         assert "2 sources: 1,200 bytes, more than the 1,000" in refuses("ask", *paths, "Who?")
         write(tmp_path, ".hidden", b"0" * 500)
         write(tmp_path, "large.bin", b"0" * 5000)  # skipped with a remark, as it was
+        write(tmp_path, "image.png", b"\x89PNG\r\n\x1a\n" + b"0" * 500)
+        write(tmp_path, "table", b"0\x00" * 250)
         assert f"{tmp_path}: 1,200 bytes, more than the 1,000" in refuses("ask", tmp_path, "Who?")
 
     def test_chat_does_not_read_its_messages_as_a_text(self, refuses: Refuses) -> None:
