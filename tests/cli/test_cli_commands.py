@@ -38,6 +38,14 @@ class TestAsk:
         assert set(result["evidence"][0]) == {
             *("event", "start", "stop", "document", "position", "text", "score", "layers")
         }
+        stats = result["stats"]
+        assert set(stats) == {
+            *("tokens", "events", "read_tokens", "read_seconds", "tokens_per_second"),
+            *("answer_tokens", "answer_seconds", "peak_rss_bytes"),
+        }
+        assert stats["tokens_per_second"] == pytest.approx(stats["read_tokens"] / stats["read_seconds"])
+        assert 0 < stats["answer_tokens"] <= 6 and stats["events"] > 0 < stats["answer_seconds"]
+        assert 0 <= stats["tokens"] - stats["read_tokens"] <= 1  # the first token, which stands before a text
         assert ended.err == ""
 
     def test_several_questions_share_one_reading(
