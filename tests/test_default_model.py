@@ -1,15 +1,18 @@
-"""The default model itself: exact where everything is in view, and of use where it is not."""
+"""The default model itself: exact where everything is in view, and fed what its chat template writes."""
 
 from __future__ import annotations
 
 import lzma
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+from tests.support.chat_templates import CHAT_TEMPLATES, template_ids
 from tests.support.exactness import logits_in_chunks
 from transformers import DynamicCache
 
-from emllm import EpisodicLM, MemoryConfig
+from emllm import EpisodicLM, MemoryConfig, Sampling
 from emllm.errors import ModelError
 from emllm.models.load import load_model
 from emllm.reading import read_tokens
@@ -58,3 +61,44 @@ def test_greedy_text_equals_the_stock_models(default_model, book):
         read_tokens(model, lm.cache(memory), ids[0, :-1].tolist(), chunk_tokens=512)
         ours = model.generate(ids, past_key_values=lm.cache(memory), **options)
     assert torch.equal(ours, stock)
+
+
+@pytest.mark.slow
+def test_documents_questions_and_answers_are_fed_as_the_chat_template_writes_them(default_model):
+    model, tokenizer = default_model
+    assert tokenizer.chat_template == CHAT_TEMPLATES["SmolLM2"]
+    document = "Lily had a red ball and a big dog called Max.\n\nTom had a small cat."
+    asked = ("Who is Max?", "And what did Tom have?")
+    about = [f"{document}\n\n{question}" for question in asked]
+    sampling = Sampling(max_new_tokens=8)
+    with EpisodicLM(model, tokenizer) as lm, fed_to(model) as fed:
+        memory = lm.memory(config=MemoryConfig(recall_tokens="all"))
+        memory.read(document, name="text")
+        read = list(fed)
+        for number, question in enumerate(asked):
+            fed.clear()
+            answer = lm.ask(memory, question, sampling=sampling)
+            assert [*read, *fed[: len(fed) - answer.stats.answer_tokens]] == template_ids(
+                tokenizer, about[number]
+            )
+        for conversation, first in ((memory, about[0]), (lm.memory(config=memory.config), asked[0])):
+            answered = []
+            for question in asked:
+                answer = lm.answer(conversation, question, sampling=sampling)
+                whole = conversation.token_ids().tolist()
+                answered.append(whole[len(whole) - answer.stats.answer_tokens :])
+            turns = (first, tokenizer.decode(answered[0]), asked[1])
+            assert whole == [*template_ids(tokenizer, *turns), *answered[1]]
+
+
+@contextmanager
+def fed_to(model) -> Iterator[list[int]]:
+    """All ids that a model is given from now on."""
+    ids: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: ids.extend(kwargs["input_ids"].flatten().tolist()), with_kwargs=True
+    )
+    try:
+        yield ids
+    finally:
+        hook.remove()

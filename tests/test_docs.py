@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from families import FAMILIES
 from tests.support.stories import STORY
 
 from emllm import EpisodicLM
+from emllm.answers import Evidence, Stats
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
@@ -35,3 +37,13 @@ def test_the_examples_of_the_page_run_one_after_the_other(
 def test_the_page_of_supported_models_lists_every_family_that_is_tested() -> None:
     page = (PAGE.parent / "models.md").read_text("utf-8")
     assert set(re.findall(r"^\| ([\w-]+) \| \w+ForCausalLM \|", page, re.MULTILINE)) == set(FAMILIES)
+
+
+def test_the_page_names_every_key_of_an_answer_as_json() -> None:
+    names = set(
+        re.findall(r"`([\w.\[\]]+)`", "".join(re.findall(r"^\| `.*?\|", PAGE.read_text("utf-8"), re.M)))
+    )
+    keys = {"answer", "evidence", "stats"}
+    keys |= {f"evidence[].{field.name}" for field in dataclasses.fields(Evidence)}
+    keys |= {f"stats.{field.name}" for field in dataclasses.fields(Stats)}
+    assert names == keys

@@ -41,7 +41,7 @@ def asked(lm, memory):
     trace = fork.trace_recall()
     trace.take_off(lm.asking.usual(memory))
     prompt = lm.chat_format.question(QUESTION, is_first=True)
-    num_template = len(lm.chat_format.encode(lm.chat_format.before_answer))
+    num_template = len(lm.chat_format.piece(lm.chat_format.before_answer))
     read_tokens(lm.model, lm.cache(fork), prompt[:-num_template], chunk_tokens=32)
     head, tail = memory.documents[0].start, memory.documents[-1].stop
     frame = Frame.of(fork, head_stop=head, tail_start=tail, question_start=memory.num_tokens)

@@ -256,6 +256,14 @@ class MemoryConfig:
         """Keys that stand for an event in the index."""
         return keys_per_event(self.event_key, self.representatives)
 
+    def recollects(self, *, is_selective: bool) -> bool:
+        """Whether questions are answered from passages that are read again.
+
+        Args:
+            is_selective: events have left the local window that cannot all be recalled at once.
+        """
+        return self.recollect == "always" or (self.recollect == "auto" and is_selective)
+
     @classmethod
     def from_settings(
         cls, settings: Mapping[str, Any] | None = None, *, preset: str = "default", variant: str | None = None

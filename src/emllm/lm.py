@@ -26,7 +26,7 @@ from emllm.memory.stored import open_memory
 from emllm.memory.truncating import truncate
 from emllm.models.attach import attach
 from emllm.models.cache import EpisodicCache
-from emllm.models.chat import ChatFormat, chat_format
+from emllm.models.chat import SEPARATOR, ChatFormat, chat_format
 from emllm.models.fingerprint import difference, fingerprint
 from emllm.models.load import load_model
 from emllm.models.sampling import make_chooser
@@ -293,7 +293,7 @@ class EpisodicLM:
         self._reading.open(memory)
         chat = self.chat_format
         is_first = memory.dialogue != "answered"
-        prompt = chat.encode(question + chat.before_answer) if memory.dialogue == "opened" else None
+        prompt = chat.after_opening(question + chat.before_answer) if memory.dialogue == "opened" else None
         memory.dialogue = "answered"
         documents = memory.documents
         if prompt is None:
@@ -311,7 +311,7 @@ class EpisodicLM:
             trace=trace,
             head_stop=documents[0].start if documents else len(chat.opening),
             tail_start=documents[-1].stop if documents else len(chat.opening),
-            template=range(len(prompt) - len(chat.encode(chat.before_answer)), len(prompt)),
+            template=range(len(prompt) - len(chat.piece(chat.before_answer)), len(prompt)),
             keep=keep,
         )
         with closing(answer) as tokens:
@@ -325,9 +325,9 @@ class EpisodicLM:
             model=self.model,
             cache_of=self.cache,
             fresh=lambda config: self.memory(config=config),
-            between=tuple(chat.encode("\n\n")),
+            between=tuple(chat.piece(SEPARATOR)),
             stop_ids=chat.stop_ids,
-            neutral=tuple(chat.encode(chat.before_question + NEUTRAL_QUESTION)),
+            neutral=tuple(chat.piece(chat.before_question + NEUTRAL_QUESTION)),
         )
 
     def evidence(self, memory: EpisodicMemory, trace: RecallTrace, limit: int) -> tuple[Evidence, ...]:

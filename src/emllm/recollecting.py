@@ -315,9 +315,5 @@ def alike(lengths: Sequence[int], *, most_tokens: int) -> list[list[int]]:
 
 
 def recollects(memory: EpisodicMemory) -> bool:
-    """Whether a question to this memory is answered from passages that are read again.
-
-    `auto`: where not all of the text can be attended to.
-    """
-    wanted = memory.config.recollect
-    return wanted == "always" or (wanted == "auto" and memory.is_selective)
+    """Whether a question to this memory is answered from passages that are read again."""
+    return memory.config.recollects(is_selective=memory.is_selective)

@@ -94,7 +94,7 @@ class DocumentReading:
                 f"{begun.name} was read up to token {begun.stop - begun.start:,} of {begun.num_tokens:,}; "
                 f"read the rest of it, or forget it, before {document.name}"
             )
-        token_ids = self.chat_format().encode(document.text if is_first else f"\n\n{document.text}")
+        token_ids = self.chat_format().document(document.text, is_first=is_first)
         if len(document.text) > LONG_TEXT:
             give_back_freed_memory()  # most of 600 bytes a token
         if begun is None:

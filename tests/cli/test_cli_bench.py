@@ -62,10 +62,5 @@ def test_a_text_that_is_too_short_is_refused(refuses, book: Path, tiny_model: Pa
     assert "tokens; lengths must not exceed that" in refuses("bench", short, "--model", tiny_model, *LENGTHS)
 
 
-def test_a_folder_of_several_texts_is_refused(refuses, book: Path) -> None:
-    book.with_name("other.txt").write_text("Max ran away.")
-    assert "bench takes one file, got a folder of 2" in refuses("bench", book.parent)
-
-
 def test_a_memory_that_attends_to_everything_has_no_window_to_be_held_against(refuses, book: Path) -> None:
     assert "recall_tokens=all" in refuses("bench", book, "--preset", "full")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +40,14 @@ class TestAsk:
         assert set(result["evidence"][0]) == {
             *("event", "start", "stop", "document", "position", "text", "score", "layers")
         }
+        stats = result["stats"]
+        assert set(stats) == {
+            *("tokens", "events", "read_tokens", "read_seconds", "tokens_per_second"),
+            *("answer_tokens", "answer_seconds", "peak_rss_bytes"),
+        }
+        assert stats["tokens_per_second"] == pytest.approx(stats["read_tokens"] / stats["read_seconds"])
+        assert 0 < stats["answer_tokens"] <= 6 and stats["events"] > 0 < stats["answer_seconds"]
+        assert 0 <= stats["tokens"] - stats["read_tokens"] <= 1  # the first token, which stands before a text
         assert ended.err == ""
 
     def test_several_questions_share_one_reading(
@@ -85,6 +95,45 @@ class TestAsk:
         path.write_text("She said \x1b[2J\x1b]0;gone\x07 and left. " * 60)
         ended = run("ask", path, "Who?", *model, *SHORT)
         assert "\x1b" not in ended.out and "\x07" not in ended.out
+
+
+PROGRESS = re.compile(r"reading story\.txt: ([\d,]+) of ([\d,]+) tokens, [\d,]+ tokens/s, \d+\.\d s left")
+
+
+class TestProgress:
+    @pytest.mark.parametrize("words", [("ask", "Who?", *SHORT), ("segment",)])
+    def test_speed_and_time_left_of_reading_go_to_stderr_and_json_stays_json(
+        self, run, story: Path, model, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setattr("emllm.cli.terminal.SECONDS_BETWEEN_LINES", 0.0)
+        ended = run(words[0], story, *words[1:], *model, "--json")
+        assert ended.code == 0 and json.loads(ended.out)
+        found = [PROGRESS.fullmatch(line) for line in ended.err.splitlines()]
+        assert len(found) > 2 and all(found)
+        read = [[int(number.replace(",", "")) for number in match.groups()] for match in found if match]
+        assert [num for num, _ in read] == [min(64 * i, read[0][1]) for i in range(1, len(read) + 1)]
+        assert read[-1][0] == read[-1][1] and found[-1][0].endswith(" 0.0 s left")
+
+    def test_a_short_reading_says_nothing_of_it(self, run, story: Path, model) -> None:
+        assert run("segment", story, *model).err == ""
+
+    def test_a_terminal_shows_a_bar_with_speed_and_time_left(
+        self, run, story: Path, model, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stderr", terminal)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("TERM", "xterm")
+        ended = run("ask", story, "Who?", *model, *SHORT, "--json")
+        assert json.loads(ended.out)
+        assert re.search(r"reading story\.txt .*? tokens, [\d,]+ tokens/s, 0\.0 s left", terminal.getvalue())
+
+
+class Terminal(io.StringIO):
+    """Standard error of someone who looks."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class TestSegment:

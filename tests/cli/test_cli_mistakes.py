@@ -54,9 +54,12 @@ class TestSources:
         write(tmp_path, "data.bin", b"\x00\x01")
         assert "no readable file in this folder (1 skipped" in refuses("ask", tmp_path, "Who?")
 
-    def test_a_folder_cannot_be_segmented(self, refuses: Refuses, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("command", ["segment", "bench"])
+    def test_a_folder_is_refused_where_one_file_is_taken(
+        self, refuses: Refuses, tmp_path: Path, command: str
+    ) -> None:
         write(tmp_path, "a.txt", b"words")
-        assert "segment takes one file" in refuses("segment", tmp_path)
+        assert refuses(command, tmp_path) == f"emllm: {tmp_path}: a folder; {command} takes one file"
 
     def test_empty_standard_input_is_refused(self, refuses: Refuses, stdin: Callable[[bytes], None]) -> None:
         stdin(b"")
@@ -76,6 +79,8 @@ class TestSources:
         assert "2 sources: 1,200 bytes, more than the 1,000" in refuses("ask", *paths, "Who?")
         write(tmp_path, ".hidden", b"0" * 500)
         write(tmp_path, "large.bin", b"0" * 5000)  # skipped with a remark, as it was
+        write(tmp_path, "image.png", b"\x89PNG\r\n\x1a\n" + b"0" * 500)
+        write(tmp_path, "table", b"0\x00" * 250)
         assert f"{tmp_path}: 1,200 bytes, more than the 1,000" in refuses("ask", tmp_path, "Who?")
 
     def test_chat_does_not_read_its_messages_as_a_text(self, refuses: Refuses) -> None:

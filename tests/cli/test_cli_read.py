@@ -106,8 +106,9 @@ class TestReading:
         assert ended.code == 0 and "1 of 1 documents had been read before" in ended.err
         assert contents(memory) == before
 
+    @pytest.mark.parametrize("recollect", ["auto", "always"])
     def test_a_long_memory_is_prepared_for_questions_once(
-        self, run, model, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, run, model, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recollect: str
     ) -> None:
         path = tmp_path / "m"
         other.write_text(other.read_text() * 3)
@@ -117,7 +118,7 @@ class TestReading:
 
         with monkeypatch.context() as failing:
             failing.setattr("emllm.lm.EpisodicLM.prepare", fail)
-            ended = run("read", other, "--into", path, *model)
+            ended = run("read", other, "--into", path, *model, "--recollect", recollect)
         assert ended.code == 0 and "not prepared for questions: no room" in ended.err
         assert not Stored.at(path).is_prepared
         with monkeypatch.context() as failing:  # what was read is there, whatever becomes of the rest

@@ -16,10 +16,18 @@ from hypothesis import strategies as st
 
 from emllm.documents import Document, load, load_all
 from emllm.documents.kinds import KIND_OF_SUFFIX
+from emllm.documents.load import bytes_below
 from emllm.documents.readers import READERS
+from emllm.documents.text import may_be_text
 from emllm.errors import EmllmError, MissingExtraError, SourceError
 
 HEADS = [b"", b"%PDF-1.7\n", b"PK\x03\x04", b"<html><p>", b"\xff\xfe", b"\xef\xbb\xbf", b"\x89PNG\r\n\x1a\n"]
+
+CONTENTS = st.builds(
+    lambda head, tail: head + tail,
+    st.sampled_from(HEADS),
+    st.binary(max_size=300) | st.text().map(str.encode),
+)
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:
@@ -37,14 +45,13 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(
     suffix=st.sampled_from([*KIND_OF_SUFFIX, "", ".py", ".docx"]),
-    head=st.sampled_from(HEADS),
-    tail=st.binary(max_size=300) | st.text().map(str.encode),
+    data=CONTENTS,
 )
 def test_any_bytes_under_any_suffix_are_a_document_or_our_error(
-    scratch: Path, suffix: str, head: bytes, tail: bytes
+    scratch: Path, suffix: str, data: bytes
 ) -> None:
     path = scratch / f"file{suffix}"
-    path.write_bytes(head + tail)
+    path.write_bytes(data)
     try:
         document = load(path)
     except EmllmError as error:
@@ -54,7 +61,7 @@ def test_any_bytes_under_any_suffix_are_a_document_or_our_error(
         assert document.text.strip()
         assert not {"\x00", "\r"} & set(document.text)
         document.text.encode()
-        assert document.num_bytes == len(head + tail)
+        assert document.num_bytes == len(data)
 
 
 @given(st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])).filter(str.strip))
@@ -335,3 +342,29 @@ def test_one_path_instead_of_a_list_is_one_source(tmp_path: Path) -> None:
 def test_importing_the_room_loads_no_reading_library() -> None:
     code = "import emllm.documents, sys; sys.exit(bool({'bs4', 'pypdf'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@given(st.dictionaries(st.sampled_from(["a.txt", "b.md", "c.html", "d", "e.bin", ".f"]), CONTENTS))
+def test_all_that_a_folder_gives_counts_toward_its_size(contents: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in contents.items():
+            (Path(folder) / name).write_bytes(data)
+        try:
+            read = {document.name for document in load_all(folder, max_bytes=6000).documents}
+        except SourceError:
+            read = set()
+        least = sum(len(contents[name]) for name in read)
+        most = sum(len(data) for name, data in contents.items() if not name.startswith("."))
+        assert least <= bytes_below(folder, max_bytes=6000) <= most
+
+
+@pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n\x00", b"one\x00two", b"caf\xe9 au lait"])
+def test_what_is_skipped_for_being_binary_does_not_count_toward_the_size(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "skipped").write_bytes(data)
+    (tmp_path / "story.txt").write_text("A story.")
+    assert bytes_below(str(tmp_path), max_bytes=100) == len("A story.")
+    assert [document.name for document in load_all(tmp_path).documents] == ["story.txt"]
+
+
+def test_a_character_that_is_cut_by_the_end_of_the_beginning_is_text() -> None:
+    assert all(may_be_text("日本語".encode()[:stop]) for stop in range(9))

@@ -11,10 +11,10 @@ import typer
 
 from emllm.cli import options
 from emllm.cli.settings import with_settings
-from emllm.cli.sources import load_documents
+from emllm.cli.sources import load_one
 from emllm.cli.terminal import remark, say, say_json, working
 from emllm.config import MemoryConfig
-from emllm.errors import ConfigError, SourceError
+from emllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from emllm.evaluation.speed import SpeedReport
@@ -40,7 +40,7 @@ def command(
     wanted = parse_lengths(lengths)
     if config.recall_tokens == "all":
         raise ConfigError("bench holds a memory against a window as wide, got recall_tokens=all")
-    text = library_text(max(wanted) * 8) if source is None else one_text(source)
+    text = library_text(max(wanted) * 8) if source is None else load_one(source, command="bench").text
     with working("loading the model"):
         from emllm.evaluation.speed import SpeedBench
         from emllm.lm import EpisodicLM
@@ -72,18 +72,6 @@ def parse_lengths(text: str) -> list[int]:
     if lengths != sorted(set(lengths)) or lengths[0] < 2048:
         raise ConfigError(f"lengths must ascend from 2048 or more, got {text!r}")
     return lengths
-
-
-def one_text(source: str) -> str:
-    """The text of a file.
-
-    Raises:
-        SourceError: it cannot be read, or is a folder of several.
-    """
-    documents = load_documents([source])
-    if len(documents) > 1:
-        raise SourceError(f"{source}: bench takes one file, got a folder of {len(documents)}")
-    return documents[0].text
 
 
 def library_text(num_chars: int) -> str:

@@ -128,21 +128,16 @@ def tokenised(located: Located, texts: list[str], *, names: list[str]) -> Text:
     from emllm.models.chat import chat_format
     from emllm.reading import BYTES_PER_TOKEN
 
-    texts = [text if idx == 0 else f"\n\n{text}" for idx, text in enumerate(texts)]
     try:
         tokenizer = located.tokenizer()
     except ModelError as error:
         remark(f"emllm: {error}; tokens are estimated from bytes")
         lengths = [max(round(len(text.encode()) / BYTES_PER_TOKEN), 1) for text in texts]
         return Text(sum(lengths), max(lengths), [], names)
-    first_ids: list[int] = []
-    lengths = []
-    for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        first_ids = first_ids or list(ids)
-        lengths.append(len(ids))
-    opening = chat_format(tokenizer, model_stop_ids=frozenset()).opening
-    return Text(sum(lengths) + len(opening), max(lengths), first_ids, names)
+    chat = chat_format(tokenizer)
+    first_ids = chat.document(texts[0], is_first=True)
+    lengths = [len(first_ids), *(len(chat.document(text, is_first=False)) for text in texts[1:])]
+    return Text(sum(lengths) + len(chat.opening), max(lengths), first_ids, names)
 
 
 def free_here(outline: Outline, disk_bytes: int) -> Machine:

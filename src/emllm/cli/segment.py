@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json as json_format
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -16,10 +17,11 @@ import typer
 
 from emllm.cli import options
 from emllm.cli.settings import with_settings
-from emllm.cli.sources import load_documents, opened_lm
+from emllm.cli.sources import load_one, opened_lm
 from emllm.cli.terminal import columns, reading, remark, say_json
 from emllm.config import MemoryConfig
-from emllm.errors import ConfigError, InputError, MissingExtraError
+from emllm.errors import ConfigError, MissingExtraError
+from emllm.machine import on_interrupt
 
 if TYPE_CHECKING:
     from emllm.analysis.segmented import SegmentedText
@@ -49,9 +51,7 @@ def command(
     form = choose_format(format, output, as_json=json)
     if output is not None:
         check_writable(output)
-    if os.path.isdir(source):
-        raise InputError(f"{source}: a folder; segment takes one file")
-    (document,) = load_documents([source])
+    document = load_one(source, command="segment")
     with opened_lm(model, device=device, dtype=dtype) as lm:
         from emllm.analysis.segment import segment
 
@@ -130,16 +130,17 @@ def render(text: SegmentedText, form: str) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file aside and rename it, so that what is there is never half.
+    """Write a file aside and rename it, so that what is there is never half; Ctrl-C leaves nothing aside.
 
     Raises:
         ConfigError: the disk is full, or the folder has become unwritable.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written, {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with on_interrupt(signal.default_int_handler):
+        try:
+            aside.write_bytes(data)
+            aside.replace(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written, {error.strerror}") from error
+        finally:
+            aside.unlink(missing_ok=True)

@@ -32,26 +32,39 @@ def load_documents(sources: Sequence[str]) -> list[Document]:
     from emllm.documents.load import MAX_BYTES, load_all
 
     most = free_ram_bytes() // RAM_PER_BYTE
-    size = sum(_size_of(source, most) for source in sources)
+    max_bytes = min(MAX_BYTES, most)
+    size = sum(_size_of(source, max_bytes) for source in sources)
     if size > most:
         name = sources[0] if len(sources) == 1 else f"{len(sources)} sources"
         raise SourceError(
             f"{name}: {size:,} bytes, more than the {most:,} that the free RAM can hold as text"
         )
-    loaded = load_all(sources, max_bytes=min(MAX_BYTES, most))
+    loaded = load_all(sources, max_bytes=max_bytes)
     for warning in loaded.warnings:
         remark(f"emllm: {warning}")
     return loaded.documents
 
 
-def _size_of(source: str, most: int) -> int:
-    """Bytes of a file, or of a folder's files that are not skipped for being hidden or larger than `most`."""
-    from emllm.documents.load import files_below
+def load_one(source: str, *, command: str) -> Document:
+    """The document of a file or of standard input, for a command that takes one.
 
-    if not os.path.isdir(source):
-        return os.path.getsize(source) if os.path.isfile(source) else 0
-    sizes = (os.path.getsize(path) for path in files_below(source, []) if os.path.isfile(path))
-    return sum(size for size in sizes if size <= most)
+    Raises:
+        InputError: it is a folder.
+        SourceError: it cannot be read.
+    """
+    if os.path.isdir(source):
+        raise InputError(f"{source}: a folder; {command} takes one file")
+    (document,) = load_documents([source])
+    return document
+
+
+def _size_of(source: str, max_bytes: int) -> int:
+    """Bytes of a file, or of what is read of a folder."""
+    from emllm.documents.load import bytes_below
+
+    if os.path.isdir(source):
+        return bytes_below(source, max_bytes=max_bytes)
+    return os.path.getsize(source) if os.path.isfile(source) else 0
 
 
 def check_question(question: str) -> str:

@@ -78,13 +78,13 @@ class Stored:
     @property
     def is_prepared(self) -> bool:
         """Whether a first question needs no more than any other (`EpisodicLM.prepare`)."""
-        settings = {"recollect": MemoryConfig.recollect, **self.header["settings"]}
-        recalled = settings["recall_tokens"]
+        config = MemoryConfig(**self.header["settings"])
+        recalled = self.header["settings"]["recall_tokens"]
         is_ranked = any(layer["window_tokens"] is None for layer in self.header["layers"])
         events = self.contents.events
         is_selective = is_ranked and 0 < recalled < int((events[:, 1] - events[:, 0]).sum())
-        wanted = settings["recollect"] == "auto" and is_selective
-        return not wanted or self.contents.state.get("usual") is not None
+        is_needed = config.recollects(is_selective=is_selective)
+        return not is_needed or self.contents.state.get("usual") is not None
 
     def config(self, settings: GivenSettings) -> MemoryConfig | None:
         """What to open it with; see `GivenSettings.agreeing`."""

@@ -18,12 +18,13 @@ from emllm.documents.epub import expanded_bytes
 from emllm.documents.kinds import kind_of
 from emllm.documents.readers import READERS
 from emllm.documents.source import check_size, printable, read_file, read_stdin, reason
-from emllm.documents.text import normalise
+from emllm.documents.text import may_be_text, normalise
 from emllm.errors import EmllmError, MissingExtraError, SourceError
 
 #: Default limit per source: 1 GiB, about 250 million tokens of English.
 MAX_BYTES = 2**30
 STDIN = "-"
+_BEGINNING_BYTES = 4096
 
 
 def load(source: str | Path, *, stdin: BinaryIO | None = None, max_bytes: int = MAX_BYTES) -> Document:
@@ -121,6 +122,22 @@ def _load_folder(folder: str, loaded: dict[str, _Named], warnings: list[str], *,
         first = f" ({len(skipped)} skipped, first: {skipped[0]})" if skipped else ""
         raise SourceError(f"{printable(folder)}: no readable file in this folder{first}")
     warnings += skipped
+
+
+def bytes_below(folder: str, *, max_bytes: int) -> int:
+    """Bytes of the files of a folder that are not skipped, as far as their sizes and beginnings show."""
+    sizes = {path: os.path.getsize(path) for path in files_below(folder, []) if os.path.isfile(path)}
+    return sum(size for path, size in sizes.items() if size <= max_bytes and _seems_readable(path))
+
+
+def _seems_readable(path: str) -> bool:
+    """Whether what a file begins with speaks against no reader."""
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(_BEGINNING_BYTES)
+    except OSError:
+        return False
+    return kind_of(beginning, path) != "text" or may_be_text(beginning)
 
 
 def files_below(folder: str, skipped: list[str]) -> list[str]:

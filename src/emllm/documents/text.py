@@ -57,6 +57,16 @@ def decode(data: bytes, label: str, *, declared: str | None = None) -> str:
     return text
 
 
+def may_be_text(beginning: bytes) -> bool:
+    """Whether a file that begins so can be text: it has a byte order mark, or is UTF-8 without NUL so far."""
+    if beginning.startswith(tuple(_ENCODING_OF_MARK)):
+        return True
+    try:
+        return "\x00" not in codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return False
+
+
 def normalise(text: str) -> str:
     """Text as a `Document` promises it: ``\\n`` at line ends, no NUL, surrogate pairs joined.
 

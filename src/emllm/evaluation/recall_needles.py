@@ -149,7 +149,7 @@ def _asked(
     fork.observe_recall(moments.append)
     # Without the template's tokens after it, which recall the same for every question; in one chunk, so that
     # every layer recalls once.
-    ids = lm.chat_format.encode(lm.chat_format.before_question + query)
+    ids = lm.chat_format.piece(lm.chat_format.before_question + query)
     read_tokens(lm.model, lm.cache(fork), ids, chunk_tokens=len(ids))
     return moments, trace.totals
 

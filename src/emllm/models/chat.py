@@ -2,8 +2,10 @@
 
 A document is read once and each question only appends, so the template is taken apart: what comes before
 the documents, what stands between a question and its answer, and what leads from an answer to the
-next question. The cuts are found by rendering marks. Without a template a plain question-and-answer
-form is used. This module does not know memories.
+next question. The cuts are found by rendering marks. The ids are those of the whole conversation as one
+text, except where a tokenizer joins the end of one piece with the beginning of the next (a last newline with
+a first one): there each piece keeps its own. Without a template a plain question-and-answer form is used.
+This module does not know memories.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ _DOCUMENT, _QUESTION, _ANSWER, _NEXT = (
     "\u2983say\u2984",
     "\u2983nxt\u2984",
 )
+#: Between one document and the next, and between passages that are read again.
+SEPARATOR = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class ChatFormat:
 
     Attributes:
         opening: ids before the first document.
+        opening_text: the template's text that they stand for; empty without a template.
         before_question: text between the documents and a question.
         before_answer: text between a question and the answer.
         before_next: text between an answer and the next question.
@@ -35,19 +40,39 @@ class ChatFormat:
 
     tokenizer: Any
     opening: tuple[int, ...]
+    opening_text: str
     before_question: str
     before_answer: str
     before_next: str
     stop_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a piece in the middle of the conversation: nothing is added."""
+        """Ids of a text that nothing stands before; nothing is added."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def piece(self, text: str) -> list[int]:
+        """Ids of a text in the middle of a conversation: what a tokenizer puts before a text is left out."""
+        after_mark = self._after(_ANSWER, text)
+        return self.encode(text) if after_mark is None else after_mark
+
+    def after_opening(self, text: str) -> list[int]:
+        """Ids of the first words after the opening."""
+        after_opening = self._after(self.opening_text, text)
+        return self.piece(text) if after_opening is None else after_opening
+
+    def document(self, text: str, *, is_first: bool) -> list[int]:
+        """Ids of a document: after the opening, or after an earlier document."""
+        return self.after_opening(text) if is_first else self.piece(SEPARATOR + text)
 
     def question(self, text: str, *, is_first: bool) -> list[int]:
         """Ids that ask: after the documents, or after an earlier answer."""
         before = self.before_question if is_first else self.before_next
-        return self.encode(before + text + self.before_answer)
+        return self.piece(before + text + self.before_answer)
+
+    def _after(self, before: str, text: str) -> list[int] | None:
+        """Ids of a text as it follows another; None where the two are joined in one token."""
+        begun, ids = self.encode(before), self.encode(before + text)
+        return ids[len(begun) :] if ids[: len(begun)] == begun else None
 
     def decode(self, token_ids: Any) -> str:
         """Text of ids, without special tokens."""
@@ -68,7 +93,13 @@ def chat_format(tokenizer: Any, *, model_stop_ids: frozenset[int] = frozenset())
         opening = tokenizer("", add_special_tokens=True)["input_ids"]
         opening = [i for i in opening if i != tokenizer.eos_token_id or i == tokenizer.bos_token_id]
         return ChatFormat(
-            tokenizer, tuple(opening), "\n\nQuestion: ", "\nAnswer:", "\n\nQuestion: ", model_stop_ids | own
+            tokenizer,
+            tuple(opening),
+            "",
+            "\n\nQuestion: ",
+            "\nAnswer:",
+            "\n\nQuestion: ",
+            model_stop_ids | own,
         )
     asked = [{"role": "user", "content": f"{_DOCUMENT}{_QUESTION}"}]
     more = [*asked, {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]
@@ -79,9 +110,15 @@ def chat_format(tokenizer: Any, *, model_stop_ids: frozenset[int] = frozenset())
     opening_text = first.split(_DOCUMENT)[0]
     before_answer = first.split(_QUESTION)[1]
     before_next = second.split(_ANSWER)[1].split(_NEXT)[0]
-    encode = tokenizer(opening_text, add_special_tokens=False)["input_ids"]
+    opening = tokenizer(opening_text, add_special_tokens=False)["input_ids"]
     turn_end = tokenizer(before_next, add_special_tokens=False)["input_ids"][:1]
     special = {i for i in turn_end if i in set(tokenizer.all_special_ids)}
     return ChatFormat(
-        tokenizer, tuple(encode), "\n\n", before_answer, before_next, model_stop_ids | own | special
+        tokenizer,
+        tuple(opening),
+        opening_text,
+        "\n\n",
+        before_answer,
+        before_next,
+        model_stop_ids | own | special,
     )

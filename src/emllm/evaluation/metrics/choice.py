@@ -72,7 +72,7 @@ def right_letter(question: Question, *, metric: str) -> str:
 def read_choice(prediction: str, question: Question) -> str | None:
     """The letter that an answer chooses, by letter or by the text of an option; None where none is clear."""
     return (
-        _letter_alone(prediction) or _option_begun(prediction, options(question)) or read_letter(prediction)
+        _letter_alone(prediction) or _option_begun(prediction, options(question)) or _letter_said(prediction)
     )
 
 
@@ -83,8 +83,11 @@ def read_letter(text: str) -> str | None:
     text that begins like "B." or "(B)" and lists no other option; the only capital of the four that stands
     on its own, where nothing is negated.
     """
-    if letter := _letter_alone(text):
-        return letter
+    return _letter_alone(text) or _letter_said(text)
+
+
+def _letter_said(text: str) -> str | None:
+    """The letter that a text names as its answer, among other words."""
     for paragraph in text.split("\n\n"):
         if claimed := _claimed(paragraph):
             return claimed.pop() if len(claimed) == 1 else None
