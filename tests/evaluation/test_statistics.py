@@ -119,12 +119,33 @@ def test_an_average_is_the_plain_mean_of_its_tasks_whatever_their_sizes(strata):
 
 def test_an_average_draws_each_task_by_its_own_texts():
     per_text = np.random.default_rng(37).random((2, 15))
-    strata = [(np.repeat(values, 8), [i // 8 for i in range(120)]) for values in per_text]
+    strata = [
+        (np.repeat(values, 8), [(task, i // 8) for i in range(120)]) for task, values in enumerate(per_text)
+    ]
     clustered = bootstrap_average(strata)
     texts = bootstrap_average([(values, None) for values in per_text])
     assert (clustered.low, clustered.high) == pytest.approx((texts.low, texts.high))
     one = bootstrap_mean(per_text[0])
     assert texts.high - texts.low < 0.85 * (one.high - one.low)
+
+
+def test_texts_that_several_tasks_ask_about_are_drawn_once_for_all_of_them():
+    hardness = np.random.default_rng(41).random(15)
+    names = [f"text {number}" for number in range(15)]
+    one = bootstrap_mean(hardness, clusters=names)
+    shared = bootstrap_average([(hardness, names), (hardness[::-1], names[::-1])])
+    assert (shared.low, shared.high) == pytest.approx((one.low, one.high))
+    opposite = bootstrap_average([(hardness, names), (1 - hardness, names)])
+    assert (opposite.low, opposite.high) == pytest.approx((0.5, 0.5))
+    apart = bootstrap_average([(hardness, names), (hardness, [f"other {name}" for name in names])])
+    assert apart.high - apart.low < 0.85 * (one.high - one.low)
+
+
+def test_a_task_that_has_some_of_the_shared_texts_only_has_one_in_every_draw():
+    names = ["a", "b", "c"]
+    found = bootstrap_average([([0.2, 0.4, 0.6], names), ([0.5], ["b"])], num_resamples=FEW)
+    assert found.mean == pytest.approx(0.45) and found.num_samples == 1
+    assert 0.35 <= found.low < found.high <= 0.55
 
 
 def test_a_planted_difference_is_found_and_a_null_one_is_not():

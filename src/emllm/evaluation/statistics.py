@@ -26,7 +26,9 @@ _MAX_DRAWN = 2_000_000
 _ZERO = 1e-12
 
 Scores = Float[np.ndarray, " S"]
-Sums = Float[np.ndarray, " C"]
+Sums = Float[np.ndarray, "K C"]
+#: Of each cluster the sum of its scores, and their number.
+Clustered = dict[Hashable, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def bootstrap_average(
 ) -> Estimate:
     """Plain mean of the means of several tasks, whatever their sizes, and its interval.
 
-    Each draw draws clusters again within each task.
+    Each draw draws clusters again within each task. Tasks that have clusters in common ask about the
+    same texts: these are drawn once for all of them (anew where one of the tasks would have none).
 
     Args:
         strata: scores and clusters of each task, as in `bootstrap_mean`, as are the other settings.
@@ -96,15 +99,15 @@ def bootstrap_average(
     if not strata:
         raise ConfigError("an average needs one task at least")
     generator = np.random.default_rng(seed)
-    averaged, means, num_clusters = [], [], []
-    for scores, clusters in strata:
-        values = _checked(scores, confidence=confidence, num_resamples=num_resamples)
-        sums, sizes = _by_cluster(values, clusters)
-        averaged.append(values.mean())
-        means.append(_resampled(sums, sizes, num_resamples=num_resamples, generator=generator))
-        num_clusters.append(len(sums))
-    low, high = _ends(np.mean(means, axis=0), confidence)
-    return Estimate(float(np.mean(averaged)), low, high, min(num_clusters))
+    checked = [_checked(scores, confidence=confidence, num_resamples=num_resamples) for scores, _ in strata]
+    grouped = [_by_cluster(values, clusters) for values, (_, clusters) in zip(checked, strata, strict=True)]
+    total = np.zeros(num_resamples)
+    for together in _sharing([clusters for _, clusters in strata]):
+        sums, sizes = _side_by_side([grouped[idx] for idx in together])
+        total += _resampled(sums, sizes, num_resamples=num_resamples, generator=generator).sum(axis=1)
+    low, high = _ends(total / len(strata), confidence)
+    mean = float(np.mean([values.mean() for values in checked]))
+    return Estimate(mean, low, high, min(len(one) for one in grouped))
 
 
 def bootstrap_difference(
@@ -136,11 +139,11 @@ def bootstrap_difference(
         )
     ours = _checked(first, confidence=confidence, num_resamples=num_resamples)
     theirs = _checked(second, confidence=confidence, num_resamples=num_resamples)
-    sums, sizes = _by_cluster(ours - theirs, clusters)
+    grouped = _by_cluster(ours - theirs, clusters)
     generator = np.random.default_rng(seed)
-    means = _resampled(sums, sizes, num_resamples=num_resamples, generator=generator)
+    means = _resampled(*_side_by_side([grouped]), num_resamples=num_resamples, generator=generator)[:, 0]
     low, high = _ends(means, confidence)
-    return Estimate(float((ours - theirs).mean()), low, high, len(sums), _two_sided(means, len(sums)))
+    return Estimate(float((ours - theirs).mean()), low, high, len(grouped), _two_sided(means, len(grouped)))
 
 
 def _checked(scores: Sequence[float] | Scores, *, confidence: float, num_resamples: int) -> Scores:
@@ -154,29 +157,52 @@ def _checked(scores: Sequence[float] | Scores, *, confidence: float, num_resampl
     return values
 
 
-def _by_cluster(values: Scores, clusters: Sequence[Hashable] | None) -> tuple[Sums, Sums]:
+def _by_cluster(values: Scores, clusters: Sequence[Hashable] | None) -> Clustered:
     """Sum and number of the scores of each cluster, in the order in which the clusters first stand."""
     if clusters is None:
-        return values, np.ones_like(values)
+        return {object(): (value, 1.0) for value in values.tolist()}
     if len(clusters) != len(values):
         raise ConfigError(f"each score needs its cluster: {len(values)} scores, {len(clusters)} clusters")
-    places: dict[Hashable, int] = {}
-    cluster_idx = [places.setdefault(cluster, len(places)) for cluster in clusters]
-    return np.bincount(cluster_idx, weights=values), np.bincount(cluster_idx).astype(np.float64)
+    found: dict[Hashable, tuple[float, float]] = {}
+    for cluster, value in zip(clusters, values.tolist(), strict=True):
+        total, size = found.get(cluster, (0.0, 0.0))
+        found[cluster] = total + value, size + 1.0
+    return found
+
+
+def _sharing(clusters: Sequence[Sequence[Hashable] | None]) -> list[list[int]]:
+    """The tasks in groups: two with a cluster in common are in one, in the order of their first."""
+    groups: list[tuple[list[int], set[Hashable]]] = []
+    for idx, own in enumerate(clusters):
+        members, names = [idx], set(own or ())
+        for group in [group for group in groups if group[1] & names]:
+            groups.remove(group)
+            members, names = group[0] + members, names | group[1]
+        groups.append((members, names))
+    return sorted(members for members, _ in groups)
+
+
+def _side_by_side(tasks: Sequence[Clustered]) -> tuple[Sums, Sums]:
+    """Sums and numbers of every cluster in every task, 0 where a task has nothing of it."""
+    names = list(dict.fromkeys(name for task in tasks for name in task))
+    both = np.array([[task.get(name, (0.0, 0.0)) for name in names] for task in tasks])
+    return both[..., 0], both[..., 1]
 
 
 def _resampled(
     sums: Sums, sizes: Sums, *, num_resamples: int, generator: np.random.Generator
-) -> Float[np.ndarray, " N"]:
-    """The mean over the scores of each draw of clusters."""
-    num_clusters = len(sums)
-    num_at_a_time = max(1, _MAX_DRAWN // num_clusters)
-    means = []
-    for start in range(0, num_resamples, num_at_a_time):
-        num_draws = min(num_at_a_time, num_resamples - start)
+) -> Float[np.ndarray, "N K"]:
+    """The mean over each task's scores of each draw of clusters."""
+    num_clusters = sums.shape[1]
+    num_at_a_time = max(1, _MAX_DRAWN // sums.size)
+    means = np.empty((0, len(sums)))
+    while len(means) < num_resamples:
+        num_draws = min(num_at_a_time, num_resamples - len(means))
         drawn = generator.integers(num_clusters, size=(num_draws, num_clusters))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    return np.concatenate(means)
+        counts = sizes[:, drawn].sum(axis=-1)
+        has_all = (counts > 0).all(axis=0)
+        means = np.concatenate([means, (sums[:, drawn].sum(axis=-1)[:, has_all] / counts[:, has_all]).T])
+    return means
 
 
 def _ends(means: Float[np.ndarray, " N"], confidence: float) -> tuple[float, float]:

@@ -2,11 +2,12 @@
 
 A task's score is the mean over all its answered questions, as the benchmarks take it, shown times 100.
 Intervals are 95 % bootstrap intervals that draw whole samples, each with all its questions; those of an
-average resample the samples within each of its tasks, and those of a difference resample pairs: what both
-rows answered. Where a task has one text alone with several questions, questions are drawn instead of samples;
-with one question there is no interval, nor for an average that the task is in. Perplexity is ``exp(nats)``,
-its difference is in nats; it is never averaged with scores. A failed sample has no score: it is counted
-beside the mean and never in it.
+average resample the samples within each of its tasks, those of one name in several tasks (LoCoMo's
+conversations) once for all of them, and those of a difference resample pairs: what both rows answered. Where
+a task has one text alone with several questions, questions are drawn instead of samples; with one question
+there is no interval, nor for an average that the task is in. Perplexity is ``exp(nats)``, its difference is
+in nats; it is never averaged with scores. A failed sample has no score: it is counted beside the mean and
+never in it.
 This module does not know files, or how figures are laid out.
 """
 
@@ -93,7 +94,8 @@ class RowDifference:
         mean: in points (score times 100), or in nats per token for perplexity.
         low: lower end of the interval; None where a task has one pair alone.
         high: upper end of the interval; likewise.
-        num_pairs: what is drawn: samples that both answered, or questions of one text.
+        num_pairs: what is drawn: samples that both answered, or questions of one text. A sample that
+            several tasks of an average have counts once.
         verdict: ``better`` or ``worse`` where the interval leaves out 0, else empty.
     """
 
@@ -259,7 +261,7 @@ def _average_differences(comparison: Comparison, reference: str) -> list[RowDiff
                 continue
             strata = [(one.ours - one.theirs, one.clusters) for one in pairs]
             it = bootstrap_average(strata, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
-            num_pairs = sum(len(set(one.clusters)) for one in pairs)
+            num_pairs = len({cluster for one in pairs for cluster in one.clusters})
             found.append(_difference(f"{suite}, {category}" if category else suite, row, it, num_pairs))
     return found
 
