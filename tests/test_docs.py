@@ -34,9 +34,9 @@ def test_the_examples_of_the_page_run_one_after_the_other(
     )
 
 
-def test_the_page_of_supported_models_lists_every_family_that_is_tested() -> None:
+def test_the_page_of_supported_models_lists_the_default_and_every_family_that_is_tested() -> None:
     page = (PAGE.parent / "models.md").read_text("utf-8")
-    assert set(re.findall(r"^\| ([\w-]+) \| \w+ForCausalLM \|", page, re.MULTILINE)) == set(FAMILIES)
+    assert set(re.findall(r"^\| ([\w-]+) \| \w+ForCausalLM \|", page, re.MULTILINE)) == {"default", *FAMILIES}
 
 
 def test_the_page_names_every_key_of_an_answer_as_json() -> None:
