@@ -19,6 +19,10 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS, EPS, THETA = 8, 4, 16, 4, 1e-5, 1e4
 GROUP = HEADS // KV_HEADS
+#: The recorded runs, by whether their boundaries were refined.
+UNREFINED = ("F", "S", "S_C", "S_Cabs", "S_Cdup", "S_init40_k2", "S_gamma2", "S_decode192", "S_short100")
+REFINED = ("SM", "SC", "SI", "SM_C", "SC_C", "SM_nobuf")
+VARIANTS = UNREFINED + REFINED
 
 
 class Run:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.conformance.replay import HEAD_DIM, LAYERS, turn
+from tests.conformance.replay import HEAD_DIM, LAYERS, VARIANTS, turn
 
 #: The golden data's own tolerance on logits and surprise.
 ATOL = 3e-4
 
 
-@pytest.mark.parametrize("variant", ["S", "SM", "S_Cdup"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_replay_gives_the_recorded_attention_and_logits(replayed, variant):
     run, again = replayed(variant)
     for name, recorded in run.tensors.items():
@@ -25,8 +25,9 @@ def test_the_replay_gives_the_recorded_attention_and_logits(replayed, variant):
     torch.testing.assert_close(again.logits[last.long()], run["last_logits"], atol=ATOL, rtol=0)
 
 
-def test_the_replay_gives_the_recorded_queries(replayed):
-    run, again = replayed("S")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_replay_gives_the_recorded_queries(replayed, variant):
+    run, again = replayed(variant)
     for row, step in enumerate(run["query_mean_steps"].tolist()):
         start, stop = run.span(step)
         for idx in range(LAYERS):
@@ -35,7 +36,8 @@ def test_the_replay_gives_the_recorded_queries(replayed):
             torch.testing.assert_close(query, recorded, atol=ATOL, rtol=0)
 
 
-def test_the_replayed_continuation_is_the_recorded_one(replayed):
-    run, again = replayed("S")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_replayed_continuation_is_the_recorded_one(replayed, variant):
+    run, again = replayed(variant)
     first = run.meta["n_prompt"] - 1
     assert again.logits[first:-1].argmax(-1).tolist() == run["output_ids"].tolist()

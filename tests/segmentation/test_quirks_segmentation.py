@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conformance.golden_refinement import Search, searches_of
 
 from emllm.config import MemoryConfig
 from emllm.segmentation.key_graph import PrefixGram, prefix_sums
@@ -42,25 +43,8 @@ def graph_of(weights: torch.Tensor) -> PrefixGram:
     return PrefixGram(prefix_sums(weights[None]))
 
 
-def searches_of(case: dict) -> list[tuple[int, int, int, int]]:
-    """Of each search that was made: previous boundary, raw boundary and window, by the recorded rules.
-
-    Raw boundaries nearer than the least size to the previous *raw* one are dropped first.
-    """
-    offset, least, tokens = case["offset"], case["min_size"], case["offset"] + case["chunk"]
-    raw = [event + offset for event in case["events_in"]]
-    kept = [
-        event
-        for event, before in zip(raw, [None, *raw], strict=False)
-        if (event - before >= least if before is not None else not (offset > 0 and event < least))
-    ]
-    searches, previous = [], 0
-    for event, result in zip(kept, case["events_out"], strict=True):
-        if event - previous > least and event - offset > least:
-            half = (event - previous) // 2
-            searches.append((previous, event, max(0, previous - half), min(tokens, event + half)))
-        previous = result + offset
-    return searches
+def searches_of_unit(case: dict) -> list[Search]:
+    return searches_of(case, num_tokens=case["offset"] + case["chunk"], min_tokens=case["min_size"])
 
 
 def test_the_recorded_metrics_equal_the_closed_forms_with_modularity_over_4m(units) -> None:
@@ -80,13 +64,13 @@ def test_all_recorded_searches_equal_the_closed_forms(units) -> None:
             continue
         recorded, graph = tensors[f"adj_{case['case']}"].numpy(), graph_of(tensors[f"A_{case['case']}"])
         objective = REGISTRY[OURS[case["metric"]]]
-        for (first, last, _), (_, _, low, high) in zip(case["searches"], searches_of(case), strict=True):
-            candidates = np.arange(max(first, 1), last) + low
-            terms = graph.split_terms(candidates, start=low, stop=high)
-            expected, recorded = recorded[: last - first], recorded[last - first :]
-            expected = expected[max(first, 1) - first :]
-            np.testing.assert_allclose(objective.values(terms)[0], expected, rtol=3e-5, atol=2e-6)
-            compared += len(expected)
+        for search in searches_of_unit(case):
+            splits = np.arange(search.first, search.event)
+            expected, recorded = recorded[: len(splits)], recorded[len(splits) :]
+            is_split = splits > search.low  # an empty first side is recorded, but is no candidate
+            terms = graph.split_terms(splits[is_split], start=search.low, stop=search.high)
+            np.testing.assert_allclose(objective.values(terms)[0], expected[is_split], rtol=3e-5, atol=2e-6)
+            compared += int(is_split.sum())
         assert not len(recorded)
     assert compared > 1000
 
@@ -98,24 +82,23 @@ def test_excluding_beta_makes_every_recorded_boundary_drift_left_where_ours_may_
     for case in cases["refine"]:
         graph, objective = graph_of(tensors[f"A_{case['case']}"]), REGISTRY[OURS[case["metric"]]]
         results = [result + case["offset"] for result in case["events_out"]]
-        for previous, event, low, high in searches_of(case):
-            candidates = np.arange(max(previous, case["offset"]) + case["min_size"], event)
-            scores = split_scores(graph, candidates, window=(low, high), objective=objective)
+        for search in searches_of_unit(case):
+            event, start, window = search.event, search.first + case["min_size"], (search.low, search.high)
+            candidates = np.arange(start, event)
+            scores = split_scores(graph, candidates, window=window, objective=objective)
             theirs = int(candidates[scores.argmax()])
             assert theirs in results
             assert theirs < event
             ours = refine_boundary(
                 graph,
-                alpha=previous,
+                alpha=search.previous,
                 beta=event,
                 low=0,
                 high=graph.stop,
-                min_event_tokens=max(previous, case["offset"]) + case["min_size"] - previous,
+                min_event_tokens=start - search.previous,
                 objective=objective,
             )
-            here, there = split_scores(
-                graph, np.array([event, theirs]), window=(low, high), objective=objective
-            )
+            here, there = split_scores(graph, np.array([event, theirs]), window=window, objective=objective)
             assert ours == (event if here >= there - 1e-7 * max(1.0, abs(here), abs(there)) else theirs)
             searched += 1
             stayed += ours == event
