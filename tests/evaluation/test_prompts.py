@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.chat_templates import CHAT_TEMPLATES, template_ids
 from tests.support.tiny_suite import TEMPLATE, task
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from emllm.errors import InputError
 from emllm.evaluation.prompts import PromptFormat, prompt_format
@@ -55,6 +56,22 @@ def test_the_ids_of_the_template_are_found_behind_the_question(layout, end, aske
     assert layout.decode(ids[span.stop :]) == " It is"
 
 
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+@pytest.mark.parametrize("words", ["smollm2-135m-tokenizer-only", "stories260K"])
+def test_a_prompt_has_the_ids_of_the_chat_template(shared_data, words, name):
+    """The second tokenizer begins a word before whatever it encodes."""
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / words)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHAT_TEMPLATES[name]
+    layout = prompt_format(chat_format(tokenizer), task())
+    text, question = "Lily had a red ball. " * 30 + "\n\n", Question("Who had a ball?", ())
+    text_ids, (ids,) = layout.cut(text, [question])
+    assert [*layout.opening, *text_ids, *ids] == template_ids(tokenizer, text + question.text)
+    span = layout.template(question, len(ids))
+    assert ids[span.start :] == layout.piece(layout.before_answer)
+    assert span.stop == len(ids)
+
+
 def test_newlines_at_the_end_of_a_text_are_other_ids_where_a_question_follows(layout):
     assert layout.decode(layout.encode("A text.\n\n")[-1:]) == "\n\n"
     text_ids, (ids,) = layout.cut("A text.\n\n", [Question("Who?", ())])
@@ -63,6 +80,6 @@ def test_newlines_at_the_end_of_a_text_are_other_ids_where_a_question_follows(la
 
 
 def test_a_question_without_ids_is_refused(layout):
-    bare = PromptFormat((), "", layout.encode, layout.decode)
+    bare = PromptFormat((), "", layout.encode, layout.piece, layout.decode)
     with pytest.raises(InputError, match="at least one token"):
         bare.cut("A text.", [Question("", ())])

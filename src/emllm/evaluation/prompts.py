@@ -26,13 +26,15 @@ class PromptFormat:
     Attributes:
         opening: ids before the text: the template's, or what the tokenizer puts before any text.
         before_answer: text between a question and its answer.
-        encode: ids of a piece in the middle, nothing added.
+        encode: ids of a text as it stands behind the opening.
+        piece: ids of a text in the middle, without what a tokenizer puts before a text.
         decode: text of ids, special tokens included.
     """
 
     opening: tuple[int, ...]
     before_answer: str
     encode: Callable[[str], list[int]]
+    piece: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
 
     def cut(self, text: str, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
@@ -66,8 +68,8 @@ class PromptFormat:
         """Which of the ids that ask a question are the template's: they lead from it to its answer."""
         if not self.before_answer:
             return range(0)
-        start = num_ids - len(self.encode(self.before_answer + question.answer_begins))
-        return range(start, start + len(self.encode(self.before_answer)))
+        start = num_ids - len(self.piece(self.before_answer + question.answer_begins))
+        return range(start, start + len(self.piece(self.before_answer)))
 
 
 def text_of(sample: Sample, passages: str | None = None) -> str:
@@ -79,11 +81,13 @@ def prompt_format(chat: ChatFormat, task: Task) -> PromptFormat:
     """The format of a task's prompts; without a template, or where the task wants none, the bare prompt."""
     tokenizer = chat.tokenizer
     if task.is_chat and getattr(tokenizer, "chat_template", None):
-        return PromptFormat(chat.opening, chat.before_answer, chat.encode, tokenizer.decode)
+        return PromptFormat(
+            chat.opening, chat.before_answer, chat.after_opening, chat.piece, tokenizer.decode
+        )
     opening = tokenizer("", add_special_tokens=True)["input_ids"]
     # Some tokenizers end what they encode; only what they begin it with belongs before a text.
     kept = [i for i in opening if i != tokenizer.eos_token_id or i == tokenizer.bos_token_id]
-    return PromptFormat(tuple(kept), "", chat.encode, tokenizer.decode)
+    return PromptFormat(tuple(kept), "", chat.encode, chat.piece, tokenizer.decode)
 
 
 def _num_same(one: Sequence[int], other: Sequence[int]) -> int:
