@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import ast
+import pkgutil
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from tests.support.stories import STORY
 
 from emllm import EpisodicLM
 from emllm.answers import Evidence, Stats
+from emllm.config import MemoryConfig
 
-PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+TESTS = Path(__file__).parent
+PAGE = TESTS.parent / "docs" / "python.md"
 
 
 def test_the_examples_of_the_page_run_one_after_the_other(
@@ -44,6 +48,51 @@ def test_the_page_names_every_key_of_an_answer_as_json() -> None:
         re.findall(r"`([\w.\[\]]+)`", "".join(re.findall(r"^\| `.*?\|", PAGE.read_text("utf-8"), re.M)))
     )
     keys = {"answer", "evidence", "stats"}
-    keys |= {f"evidence[].{field.name}" for field in dataclasses.fields(Evidence)}
-    keys |= {f"stats.{field.name}" for field in dataclasses.fields(Stats)}
+    keys |= {f"evidence[].{field.name}" for field in fields(Evidence)}
+    keys |= {f"stats.{field.name}" for field in fields(Stats)}
     assert names == keys
+
+
+def rows_of_paper(num_columns: int) -> list[list[str]]:
+    """The rows of docs/paper.md's table of so many columns, without its head."""
+    lines = re.findall(r"^\| (.*) \|$", (PAGE.parent / "paper.md").read_text("utf-8"), re.MULTILINE)
+    rows = [line.split(" | ") for line in lines]
+    return [row for row in rows if len(row) == num_columns][1:]
+
+
+def test_every_row_from_the_paper_leads_to_functions_and_test_files_that_are_there() -> None:
+    settings = {field.name for field in fields(MemoryConfig)}
+    rows = rows_of_paper(4)
+    assert len(rows) > 20
+    for _, functions, tests, _ in rows:
+        room = ""
+        for name in re.findall(r"`([^`]+)`", functions):
+            setting = re.fullmatch(r'(\w+)="(\w+)"', name)
+            if setting:
+                MemoryConfig(**{setting[1]: setting[2]})
+            elif "." in name:
+                pkgutil.resolve_name(f"emllm.{name}")
+                room = name.rpartition(".")[0]
+            elif name not in settings:
+                pkgutil.resolve_name(f"emllm.{room}.{name}")
+        names = re.findall(r"`([^`]+)`", tests)
+        assert names or tests == "same"
+        for name in names:
+            assert (TESTS / name).is_file(), name
+
+
+def test_every_row_of_the_released_code_leads_to_tests_that_are_there() -> None:
+    files = [*TESTS.glob("conformance/test_quirks_*.py"), TESTS / "segmentation/test_quirks_segmentation.py"]
+    there = [
+        node.name
+        for file in files
+        for node in ast.parse(file.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    rows = rows_of_paper(3)
+    assert len(rows) > 20
+    for row in rows:
+        names = re.findall(r"`(test_\w+?)(?:\.\.\.)?`", row[2])
+        assert names or (TESTS / row[2].strip("`")).is_file(), row
+        for name in names:
+            assert sum(test.startswith(name) for test in there) == 1, name
