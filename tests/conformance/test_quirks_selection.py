@@ -109,10 +109,9 @@ def test_both_buffers_keep_their_budgets_where_the_released_ones_round_to_the_ne
 
 def test_the_contiguity_buffer_is_made_anew_at_every_step(golden):
     """Recorded: it stays as it was where all neighbours are similar themselves, or the first of them would
-    overshoot by as much as it leaves free or more, and it is put before the new ones where both fit; each
+    overshoot by at least as much as it leaves free, and it goes before the new ones where both fit; either
     without a look at what is similar now. Of 67 such steps 12 attend to an event twice. Ours: the new
-    neighbours, then the old ones, of all of them only what similarity did not choose, as far as the share
-    goes.
+    neighbours, then the old ones, but only what similarity did not choose, as far as the share goes.
     """
     kept = twice = 0
     for case, step, budget, contiguity in unit_steps(golden):
