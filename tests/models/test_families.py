@@ -98,7 +98,10 @@ def test_in_half_precision_a_memory_is_as_near_to_the_exact_logits_as_the_stock_
             parts = [model(chunk, past_key_values=cache).logits[0] for chunk in exact.ids.split(33, 1)]
     found = torch.cat(parts)
     assert found.dtype == stock.dtype
-    error, of_stock = ((one.float() - exact.logits).abs().mean() for one in (found, stock))
+    # Of three tokens in four: one that rounding sends to another expert errs many times as much.
+    error, of_stock = (
+        (one.float() - exact.logits).abs().mean(dim=-1).quantile(0.75) for one in (found, stock)
+    )
     assert error <= 1.5 * of_stock
 
 

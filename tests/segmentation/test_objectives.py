@@ -116,7 +116,8 @@ def test_an_objective_is_finite_whatever_the_signs(name: str, window) -> None:
 @given(windows())
 def test_modularity_is_never_negative_and_below_one(window) -> None:
     weights, start, stop = window
-    if weights[start:stop, start:stop].sum() > 1e-6:
+    inside = weights[start:stop, start:stop]
+    if inside.sum() > 1e-3 * np.abs(inside).sum():  # else the weights cancel, and what is left is rounding
         assert (values("modularity", weights, start, stop) >= -1e-8).all()
 
 
