@@ -102,7 +102,7 @@ def _load_folder(folder: str, loaded: dict[str, _Named], warnings: list[str], *,
     skipped: list[str] = []
     missing_extra: MissingExtraError | None = None
     num_readable = 0
-    for path in files_below(folder, skipped):
+    for path in _files_below(folder, skipped):
         if _identity(path) in loaded:
             skipped.append(f"{printable(path)}: named twice, read once")
             num_readable += 1
@@ -126,7 +126,7 @@ def _load_folder(folder: str, loaded: dict[str, _Named], warnings: list[str], *,
 
 def bytes_below(folder: str, *, max_bytes: int) -> int:
     """Bytes of the files of a folder that are not skipped, as far as their sizes and beginnings show."""
-    sizes = {path: os.path.getsize(path) for path in files_below(folder, []) if os.path.isfile(path)}
+    sizes = {path: os.path.getsize(path) for path in _files_below(folder, []) if os.path.isfile(path)}
     return sum(size for path, size in sizes.items() if size <= max_bytes and _seems_readable(path))
 
 
@@ -140,7 +140,7 @@ def _seems_readable(path: str) -> bool:
     return kind_of(beginning, path) != "text" or may_be_text(beginning)
 
 
-def files_below(folder: str, skipped: list[str]) -> list[str]:
+def _files_below(folder: str, skipped: list[str]) -> list[str]:
     """Files that are not hidden, sorted by folder and name; links to folders are not followed."""
     paths: list[str] = []
 

@@ -15,7 +15,7 @@ from emllm.models.fingerprint import difference as model_difference
 _COMMON = ("dtype", "seed", "lengths", "num_samples", "shards", "shard")
 
 #: What run.json says of a task's samples and of what scored them; the rest of a task never changes.
-_GROWING = ("num_samples", "samples", "libraries")
+GROWING = ("num_samples", "samples", "libraries")
 
 
 def first_difference(
@@ -50,7 +50,7 @@ def _of_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 def _of_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     for name in (name for name in now if name in before):
         for setting, value in now[name].items():
-            if setting not in _GROWING and before[name].get(setting) != value:
+            if setting not in GROWING and before[name].get(setting) != value:
                 return f"task {name} had {setting}={before[name].get(setting)!r}, has {value!r}"
         differs = _of_libraries(before[name], now[name]) or _of_samples(before[name], now[name])
         if differs is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from emllm.errors import InputError
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.task import Task
-from emllm.models.chat import ChatFormat
+from emllm.models.chat import ChatFormat, before_any_text
 
 #: Tokens at the end of a text that a question might change, and more.
 SEAM_TOKENS = 64
@@ -84,10 +84,7 @@ def prompt_format(chat: ChatFormat, task: Task) -> PromptFormat:
         return PromptFormat(
             chat.opening, chat.before_answer, chat.after_opening, chat.piece, tokenizer.decode
         )
-    opening = tokenizer("", add_special_tokens=True)["input_ids"]
-    # Some tokenizers end what they encode; only what they begin it with belongs before a text.
-    kept = [i for i in opening if i != tokenizer.eos_token_id or i == tokenizer.bos_token_id]
-    return PromptFormat(tuple(kept), "", chat.encode, chat.piece, tokenizer.decode)
+    return PromptFormat(before_any_text(tokenizer), "", chat.encode, chat.piece, tokenizer.decode)
 
 
 def _num_same(one: Sequence[int], other: Sequence[int]) -> int:

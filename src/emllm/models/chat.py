@@ -79,6 +79,12 @@ class ChatFormat:
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
+def before_any_text(tokenizer: Any) -> tuple[int, ...]:
+    """Ids that a tokenizer puts before any text; what it ends a text with is left out."""
+    added = tokenizer("", add_special_tokens=True)["input_ids"]
+    return tuple(i for i in added if i != tokenizer.eos_token_id or i == tokenizer.bos_token_id)
+
+
 def chat_format(tokenizer: Any, *, model_stop_ids: frozenset[int] = frozenset()) -> ChatFormat:
     """The chat format of a tokenizer.
 
@@ -90,11 +96,9 @@ def chat_format(tokenizer: Any, *, model_stop_ids: frozenset[int] = frozenset())
     """
     own = {tokenizer.eos_token_id} - {None}
     if not getattr(tokenizer, "chat_template", None):
-        opening = tokenizer("", add_special_tokens=True)["input_ids"]
-        opening = [i for i in opening if i != tokenizer.eos_token_id or i == tokenizer.bos_token_id]
         return ChatFormat(
             tokenizer,
-            tuple(opening),
+            before_any_text(tokenizer),
             "",
             "\n\nQuestion: ",
             "\nAnswer:",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emllm.errors import ConfigError, StoreError
+from emllm.evaluation.agreement import GROWING
 from emllm.evaluation.report.records import PERPLEXITY, Cost, Record, RunFolder
 
 #: The row that others are compared with unless one is asked for, the first that a run has.
@@ -185,8 +186,7 @@ def _merged(runs: Iterable[RunFolder], kind: str) -> dict[str, Mapping[str, Any]
 
 def _settled(value: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same of a row or a task wherever it was run."""
-    of_runs = ("num_samples", "samples", "libraries")
-    return {name: it for name, it in value.items() if name not in of_runs and it is not None}
+    return {name: it for name, it in value.items() if name not in GROWING and it is not None}
 
 
 def _refuse_twice(task: str, row: str, records: list[Record], runs: list[RunFolder]) -> None:

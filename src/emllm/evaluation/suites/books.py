@@ -10,6 +10,7 @@ This module does not know how surprise is measured.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from pathlib import PurePosixPath
 
 from emllm.errors import ConfigError, SourceError
@@ -38,16 +39,16 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
     for length in lengths:
         if length < 0:
             raise ConfigError(f"lengths of {task.name} must be >= 0, got {length}")
-    found = dict.fromkeys(lengths, 0)
+    found, limit = dict.fromkeys(lengths, 0), inf if needs.limit is None else needs.limit
     for title, text in _books(task, needs):
         whole = _Book(text, needs)
         for length in lengths:
             for start in starts if length else (0.0,):
-                if needs.limit is None or found[length] < needs.limit:
+                if found[length] < limit:
                     for part in _part(title, whole, length=length, start=start):
                         found[length] += 1
                         yield part
-        if needs.limit is not None and min(found.values()) >= needs.limit:
+        if min(found.values()) >= limit:
             return
     if not any(found.values()):
         raise SourceError(f"task {task.name}: no book has {min(lengths):,} tokens")

@@ -43,8 +43,7 @@ def records(task: Task, needs: SampleNeeds) -> Iterator[dict[str, Any]]:
     """
     source = task.source
     if needs.data is not None and "file" in source:
-        names = [source["file"]] if isinstance(source["file"], str) else list(source["file"])
-        yield from _file_records(_found(needs.data, names, _RECORD_ENDINGS))
+        yield from _file_records(_records_file(task, needs.data))
     elif "hub_file" in source:
         yield from _hub_file_records(source["hub"], source["hub_file"], source.get("member"))
     elif "hub" in source:
@@ -57,14 +56,18 @@ def records(task: Task, needs: SampleNeeds) -> Iterator[dict[str, Any]]:
 
 def has_records(task: Task, needs: SampleNeeds) -> bool:
     """Whether `records` has a place to read from: a file of the data folder, or without one the hub."""
-    source = task.source
     if needs.data is None:
-        return "hub" in source
-    names = [source["file"]] if isinstance(source["file"], str) else list(source["file"])
+        return "hub" in task.source
     try:
-        return _found(needs.data, names, _RECORD_ENDINGS).is_file()
+        return _records_file(task, needs.data).is_file()
     except NoSuchFileError:
         return False
+
+
+def _records_file(task: Task, data: Path) -> Path:
+    """The file of the data folder that holds a task's records, under the first of its names that is there."""
+    names = task.source["file"]
+    return _found(data, [names] if isinstance(names, str) else list(names), _RECORD_ENDINGS)
 
 
 def text_of(needs: SampleNeeds, name: str) -> str:

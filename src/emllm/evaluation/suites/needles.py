@@ -63,7 +63,7 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
     for length in needs.lengths or tuple(task.source.get("lengths", LENGTHS)):
         num_texts = ceil(num_needles / most_needles(KINDS[name], length))
         first = random_of(task, needs, length).randrange(1 << 16)
-        for index in range(num_texts if needs.limit is None else min(num_texts, needs.limit)):
+        for index in range(num_texts)[: needs.limit]:
             random = random_of(task, needs, length, index)
             drawn = KINDS[name].draw(random, len(range(index, num_needles, num_texts)))
             book = _Book(filler, first + index, [rare for needle in drawn for rare in needle.rare])
