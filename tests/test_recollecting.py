@@ -46,7 +46,7 @@ def asked(lm, memory):
     head, tail = memory.documents[0].start, memory.documents[-1].stop
     frame = Frame.of(fork, head_stop=head, tail_start=tail, question_start=memory.num_tokens)
     passages = lm.asking.passages(fork, trace, prompt[:-num_template], frame)
-    return [*lm.asking.context(fork, passages, frame), *prompt], head, prompt
+    return [*lm.asking.context(fork, passages, frame, prompt), *prompt], head, prompt
 
 
 def traced(lm, memory, prompt, **options):
@@ -82,6 +82,12 @@ def pieces_of(context, log, between):
     return spans
 
 
+def parting(lm, following):
+    """What stands between a passage and what follows it."""
+    between = list(lm.asking.between)
+    return [] if list(following[: len(between)]) == between else between
+
+
 def agreeing(one, other):
     return next(
         (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
@@ -108,6 +114,18 @@ def test_the_context_is_the_head_then_passages_of_the_text_in_order_then_the_tai
     assert passages and all(stop < start for (_, stop), (start, _) in pairwise([first, *passages, last]))
 
 
+def test_a_passage_is_parted_from_the_question_once(lm):
+    memory = read(lm)
+    between = list(lm.asking.between)
+    start = memory.num_tokens
+    frame = Frame.of(memory, head_stop=1, tail_start=start, question_start=start)
+    bare = lm.chat_format.encode("Who?")
+    passages = [frame.num_events // 2]
+    begun = lm.asking.context(memory, passages, frame, [*between, *bare])
+    assert len(begun) > 1 and begun[-len(between) :] != between
+    assert lm.asking.context(memory, passages, frame, bare) == [*begun, *between]
+
+
 @pytest.mark.parametrize("head_tokens", [0, 3, 20, 60])
 @pytest.mark.parametrize("budget", [1, 80, 200])
 def test_what_no_recall_can_bring_back_stands_in_the_context(lm, head_tokens, budget):
@@ -119,7 +137,7 @@ def test_what_no_recall_can_bring_back_stands_in_the_context(lm, head_tokens, bu
     frame = Frame.of(fork, head_stop=head_tokens, tail_start=start, question_start=start)
     log = fork.token_ids().tolist()
     events = [one.event for one in trace.strongest(256)]
-    ids = [*lm.asking.context(fork, [*events, *frame.unranked], frame), *log[start:]]
+    ids = [*lm.asking.context(fork, [*events, *frame.unranked], frame, log[start:]), *log[start:]]
     unrecalled = int(fork.recallable_spans()[-1, 1])
     assert start - SMALL.local_tokens <= unrecalled < start  # some of the text is in the local window
     head_stop = max(head_tokens, SMALL.sink_tokens)
@@ -144,8 +162,8 @@ def test_what_does_not_fit_the_question_is_left_out_wherever_it_stands(lm, budge
     start = memory.num_tokens
     read_tokens(lm.model, lm.cache(fork), lm.chat_format.question(QUESTION, is_first=True), chunk_tokens=32)
     frame = Frame.of(fork, head_stop=3, tail_start=start, question_start=start)
-    ids = lm.asking.context(fork, [one.event for one in trace.strongest(256)], frame)
     log = fork.token_ids().tolist()
+    ids = lm.asking.context(fork, [one.event for one in trace.strongest(256)], frame, log[start:])
     assert ids[:3] == log[:3]
     assert len(ids) - 3 <= budget + (1 + budget) * len(lm.asking.between)
     recent = log[frame.unranked[-1].start : start]
@@ -163,7 +181,7 @@ def test_an_event_that_begins_in_the_instructions_is_read_from_the_text_on(lm):
     assert head < first[1]
     frame = Frame.of(fork, head_stop=head, tail_start=start, question_start=start)
     passages = [*(one.event for one in trace.strongest(256)), *frame.unranked]
-    ids = lm.asking.context(fork, passages, frame)
+    ids = lm.asking.context(fork, passages, frame, fork.token_ids(start).tolist())
     if 0 in [one.event for one in trace.strongest(256)]:
         assert ids[: first[1]] == fork.token_ids(0, int(first[1])).tolist()
 
@@ -221,7 +239,7 @@ def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
         *((one.start, one.stop) for one in unranked),
     ]
     surprises = [
-        surprise_after(stock, [*log[start:stop], *lm.asking.between], question) for start, stop in spans
+        surprise_after(stock, [*log[start:stop], *parting(lm, question)], question) for start, stop in spans
     ]
     most = min(surprises) + nats + 1e-4
     assert len(set(before[:5])) == 5
@@ -294,8 +312,8 @@ def test_what_an_answer_asks_for_is_read_anew_where_it_surprises(lm, monkeypatch
         sought.append((list(query), found))
         return found
 
-    def context(self, memory, passages, frame):
-        contexts.append(put(self, memory, passages, frame))
+    def context(self, memory, passages, frame, prompt_ids):
+        contexts.append(put(self, memory, passages, frame, prompt_ids))
         return contexts[-1]
 
     monkeypatch.setattr(Asking, "passages", passages)
@@ -425,7 +443,7 @@ def test_a_later_turn_is_answered_with_the_conversation_in_view(lm):
     head = memory.documents[0].start
     frame = Frame.of(memory, head_stop=head, tail_start=documents_stop, question_start=start)
     passages = lm.asking.passages(memory, trace, prompt, frame)
-    context = [*lm.asking.context(memory, passages, frame), *prompt]
+    context = [*lm.asking.context(memory, passages, frame, prompt), *prompt]
     tail = memory.token_ids(max(documents_stop, memory.num_tokens - SMALL.local_tokens)).tolist()
     assert context[-len(tail) :] == tail and len(tail) > len(prompt)
 

@@ -132,7 +132,7 @@ class Asking:
         query = question
         while True:
             passages = self.passages(memory, trace, query, frame)
-            context = [*self.context(memory, passages, frame), *prompt_ids, *answer]
+            context = [*self.context(memory, passages, frame, prompt_ids), *prompt_ids, *answer]
             fresh = self.fresh(MemoryConfig.preset("full", chunk_tokens=memory.config.chunk_tokens))
             begun = len(answer)
             for token in self._generate(fresh, context, choose, max_new_tokens - begun, before=answer):
@@ -210,7 +210,8 @@ class Asking:
         Spans of like length are read together, as many as one chunk holds.
         """
         chunk_tokens = memory.config.chunk_tokens
-        texts = [[*_kept(memory, start, stop), *self.between, *question] for start, stop in spans]
+        parting = self._parting(question)
+        texts = [[*_kept(memory, start, stop), *parting, *question] for start, stop in spans]
         nats = np.zeros(len(texts))
         for group in alike([len(text) for text in texts], most_tokens=chunk_tokens):
             alone = [self.fresh(MemoryConfig.preset("full", segmenter="fixed", refine="none")) for _ in group]
@@ -220,8 +221,14 @@ class Asking:
                 nats[i] = one.surprise(len(texts[i]) - len(question), len(texts[i])).sum()
         return nats
 
-    def context(self, memory: EpisodicMemory, passages: Sequence[int | range], frame: Frame) -> list[int]:
-        """What is read before the question in place of the memory: what leads to the text, passages in order,
+    def context(
+        self,
+        memory: EpisodicMemory,
+        passages: Sequence[int | range],
+        frame: Frame,
+        prompt_ids: Sequence[int],
+    ) -> list[int]:
+        """What is read before the prompt in place of the memory: what leads to the text, passages in order,
         the conversation.
 
         The conversation and the passages that no layer ranks count among the tokens that are read again; half
@@ -241,11 +248,17 @@ class Asking:
             *map(tuple, known[events].clip(frame.text_start, talk.start).tolist()),
             *((one.start, one.stop) for one in (*ends, talk)),
         ]
+        joined = joined_spans(np.array(sorted(span for span in spans if span[0] < span[1])))
+        pieces = [_kept(memory, start, stop) for start, stop in joined]
         ids: list[int] = []
-        for start, stop in joined_spans(np.array(sorted(span for span in spans if span[0] < span[1]))):
-            ids += _kept(memory, start, stop)
-            ids += self.between if frame.text_start != stop != talk.stop else ()
+        for (_, stop), piece, following in zip(joined, pieces, [*pieces[1:], prompt_ids], strict=True):
+            ids += piece
+            ids += self._parting(following) if frame.text_start != stop != talk.stop else ()
         return ids
+
+    def _parting(self, following: Sequence[int]) -> tuple[int, ...]:
+        """What parts a passage from what follows it: nothing more where that begins so itself."""
+        return () if tuple(following[: len(self.between)]) == self.between else self.between
 
     def _ask(self, memory: EpisodicMemory, token_ids: Sequence[int]) -> None:
         """Read ids as a question, which is compared with all events; more at once are read as a text is."""
