@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := build/demo
 # Rooms of tensor maths; elsewhere protocols and foreign types defeat a run-time check.
 SHAPED := emllm.attention,emllm.recall,emllm.segmentation,emllm.analysis,beartype.beartype
-XDIST := $(shell n=$$(nproc 2>/dev/null || echo 1); [ "$$n" -gt 1 ] && echo "-n $$n --dist loadgroup")
+XDIST := $(shell n=$$(nproc 2>/dev/null || echo 1); [ "$$n" -gt 1 ] && echo "-n $$n")
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check clean

@@ -1,4 +1,4 @@
-"""The replayed golden runs and their attention mass, computed once: tests of them stay in one process."""
+"""The replayed golden runs and their attention mass, computed once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ import pytest
 from tests.conformance.golden_mass import accumulated_mass
 from tests.conformance.replay import LAYERS, Replay, Run, replay
 from torch import Tensor
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "replayed" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("replays"))
 
 
 @pytest.fixture(scope="session")
