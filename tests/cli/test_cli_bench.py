@@ -23,8 +23,8 @@ def book(tmp_path: Path) -> Path:
 def bench(
     run: Callable[..., object], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., object]:
-    monkeypatch.setattr("emllm.evaluation.speed.BASELINE_TOKENS", 512)
-    monkeypatch.setattr("emllm.evaluation.speed.DECODE_TOKENS", 2)
+    monkeypatch.setattr("emllm.evaluation.speed.TURN_TOKENS", 1024)
+    monkeypatch.setattr("emllm.evaluation.speed.DECODE_TURN_TOKENS", 2)
     return lambda *argv: run("bench", *argv, "--model", tiny_model, *SMALL)
 
 
