@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.support.driven_memory import memory_layers
 from tests.support.stories import SHORT, SMALL, STORY
 
 from emllm import Document, EpisodicLM, EpisodicMemory, MemoryConfig
 from emllm.errors import ConfigError, InputError, StoreError
+from emllm.memory.home import FolderHome
+from emllm.memory.indexing import index_events
 from emllm.store.contents import DocumentRecord
 from emllm.store.maintenance import clone, copy, verify
 
@@ -94,6 +97,161 @@ def test_a_memory_that_is_open_for_reading_only_reads_nothing(lm, tmp_path):
         pytest.raises(StoreError, match="reading only"),
     ):
         memory.read(OTHER, name="other")
+
+
+def test_a_memory_that_is_open_for_reading_only_is_not_changed_by_a_refusal(lm, tmp_path):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(STORY, name="story")
+        expected = answer(lm, memory)
+    with lm.memory(tmp_path / "mem", read_only=True) as memory:
+        before = memory.num_tokens, list(memory.documents), memory.dialogue
+        for use in (lambda: memory.read(OTHER, name="other"), lambda: lm.answer(memory, "Who?")):
+            with pytest.raises(StoreError, match="reading only"):
+                use()
+            assert (memory.num_tokens, memory.documents, memory.dialogue) == before
+        assert answer(lm, memory) == expected
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_question_that_fails_before_it_was_asked_is_no_turn_of_a_conversation(
+    lm, tmp_path, monkeypatch, is_stored
+):
+    path = tmp_path / "mem" if is_stored else None
+    with lm.memory(path, SMALL) as memory:
+        memory.read(STORY, name="story")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(EpisodicMemory, "begin_chunk", _interrupted)
+            lm.answer(memory, "Who loved to play?", sampling=SHORT)
+        assert memory.dialogue == "documents"
+    with lm.memory(path, None if is_stored else SMALL) as memory:
+        memory.read(OTHER, name="other")
+        assert memory.documents[-1].name == "other"
+
+
+def _interrupted(*args):
+    raise KeyboardInterrupt
+
+
+def test_a_commit_that_fails_half_way_is_not_written_and_can_be_done_again(lm, tmp_path, monkeypatch):
+    with lm.memory(tmp_path / "whole", SMALL) as whole:
+        whole.read(STORY, name="story")
+        expected = spans(whole), whole.token_ids().tolist(), whole.surprise().tobytes(), answer(lm, whole)
+    calls = 0
+
+    def fails(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError("no room")
+        return index_events(*args, **kwargs)
+
+    memory = lm.memory(tmp_path / "mem", SMALL)
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError), memory:
+        patch.setattr("emllm.memory.sequence.index_events", fails)
+        memory.read(STORY, name="story")
+    with lm.memory(tmp_path / "mem") as memory:
+        assert 0 < memory.num_tokens < len(expected[1]) and not memory.verify()
+        memory.read(STORY, name="story")
+        assert (
+            spans(memory),
+            memory.token_ids().tolist(),
+            memory.surprise().tobytes(),
+            answer(lm, memory),
+        ) == expected
+
+
+def stopping_after(num_tokens):
+    """A progress callback that ends reading."""
+
+    def progress(now):
+        if now.num_read >= num_tokens:
+            raise StopReadingError
+
+    return progress
+
+
+class StopReadingError(Exception):
+    pass
+
+
+def test_a_folder_of_texts_is_read_on_by_the_same_call(lm, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name, text in (("a", STORY), ("b", OTHER)):
+        (texts / f"{name}.txt").write_text(text)
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(texts / "a.txt")
+        with pytest.raises(StopReadingError):
+            memory.read(texts, progress=stopping_after(64))
+        (texts / "0.txt").write_text("A new one that sorts before all others.")
+        records = memory.read(texts)
+        assert [one.name for one in records] == ["0.txt", "a.txt", "b.txt"]
+        assert [one.name for one in memory.documents] == ["a.txt", "b.txt", "0.txt"]
+        assert all(one.stop - one.start == one.num_tokens for one in memory.documents)
+
+
+def test_what_was_begun_is_read_on_when_all_before_it_was_forgotten(lm, tmp_path):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(STORY, name="story")
+        with pytest.raises(StopReadingError):
+            memory.read(OTHER, name="other", progress=stopping_after(64))
+        num_tokens = memory.documents[-1].num_tokens
+        memory.forget("story")
+        memory.read(OTHER, name="other")
+        (record,) = memory.documents
+        assert record.stop - record.start == record.num_tokens == num_tokens
+        memory.read(STORY, name="story")
+
+
+def test_what_was_begun_stays_begun_when_it_is_computed_anew(lm, tmp_path):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        (story,) = memory.read(STORY, name="story")
+        with pytest.raises(StopReadingError):
+            memory.read(OTHER, name="other", progress=stopping_after(64))
+        memory.forget("story")
+    lm.reread(tmp_path / "mem", story.start)
+    with lm.memory(tmp_path / "mem") as memory:
+        assert memory.document_being_read is not None
+        memory.read(OTHER, name="other")
+        (record,) = memory.documents
+        assert record.stop - record.start == record.num_tokens > 64
+
+
+def test_a_conversation_stays_one_when_it_is_computed_anew(lm, tmp_path):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        (story,) = memory.read(STORY, name="story")
+        memory.read(OTHER, name="other")
+        lm.answer(memory, "Who had a car?", sampling=SHORT)
+        memory.forget("story")
+    lm.reread(tmp_path / "mem", story.start)
+    with lm.memory(tmp_path / "mem") as memory:
+        assert memory.dialogue == "answered"
+        with pytest.raises(InputError, match="questions were answered"):
+            memory.read(STORY, name="story")
+
+
+def test_recalls_of_an_interrupted_commit_are_written_too(lm, tmp_path, monkeypatch):
+    """Ctrl-C waits for the chunk, and comes before the folder is told of it; then the process ends."""
+    with lm.memory(tmp_path / "whole", SMALL) as whole:
+        whole.read(STORY, name="story")
+    committed, calls = FolderHome.committed, 0
+
+    def interrupted(self, memory):
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        committed(self, memory)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FolderHome, "committed", interrupted)
+        with lm.memory(tmp_path / "mem", SMALL) as memory:
+            memory.read(STORY, name="story")
+    with lm.memory(tmp_path / "mem") as memory:
+        memory.read(STORY, name="story")
+    with lm.memory(tmp_path / "whole") as whole, lm.memory(tmp_path / "mem") as memory:
+        for ours, theirs in zip(memory_layers(memory), memory_layers(whole), strict=True):
+            assert ours._habit._num_recalls == theirs._habit._num_recalls > 0
 
 
 def test_what_differs_in_model_settings_or_writer_is_named(lm, tmp_path, shared_data):

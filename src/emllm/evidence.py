@@ -30,7 +30,7 @@ def evidence_of(
             stop=stop,
             document=None if place is None else place[0],
             position=None if place is None else place[1],
-            text=decode(memory.token_ids(start, stop)),
+            text=decode(memory.kept_ids(start, stop)),
             score=0.0 if recalled is None else recalled.score,
             layers=0 if recalled is None else recalled.layers,
         )

@@ -173,21 +173,24 @@ class EpisodicLM:
         """
         with renewed(Path(path)) as building:
             with self.memory(building, read_only=True) as old:
-                texts = old.texts_from(token)
+                texts, unfinished, dialogue = old.texts_from(token), old.document_being_read, old.dialogue
             truncate(building, token)
             with self.memory(building) as memory:
                 for document, token_ids in texts:
                     if document is not None:
                         start = memory.num_tokens
+                        num_tokens = document.num_tokens if document == unfinished else len(token_ids)
                         memory.begin_document(
                             dataclasses.replace(
-                                document, start=start, stop=start, num_tokens=len(token_ids), read_seconds=0.0
+                                document, start=start, stop=start, num_tokens=num_tokens, read_seconds=0.0
                             )
                         )
                     chunk = memory.config.chunk_tokens
                     cache = self.cache(memory)
                     counted = progress if document is None else counting(memory, progress)
                     read_tokens(self.model, cache, token_ids, chunk_tokens=chunk, progress=counted)
+                if dialogue == "answered":
+                    memory.dialogue = dialogue
         return [document for document, _ in texts if document is not None]
 
     def prepare(self, memory: EpisodicMemory) -> None:
@@ -293,8 +296,8 @@ class EpisodicLM:
         self._reading.open(memory)
         chat = self.chat_format
         is_first = memory.dialogue != "answered"
-        prompt = chat.after_opening(question + chat.before_answer) if memory.dialogue == "opened" else None
-        memory.dialogue = "answered"
+        dialogue, num_tokens = memory.dialogue, memory.num_tokens
+        prompt = chat.after_opening(question + chat.before_answer) if dialogue == "opened" else None
         documents = memory.documents
         if prompt is None:
             prompt = chat.question(question, is_first=is_first)
@@ -314,8 +317,14 @@ class EpisodicLM:
             template=range(len(prompt) - len(chat.piece(chat.before_answer)), len(prompt)),
             keep=keep,
         )
-        with closing(answer) as tokens:
-            yield from text_pieces(_recorded(tokens, ids), chat.decode)
+        memory.dialogue = "answered"  # first, so that it is written with the tokens
+        try:
+            with closing(answer) as tokens:
+                yield from text_pieces(_recorded(tokens, ids), chat.decode)
+        except BaseException:
+            if memory.num_tokens == num_tokens:  # nothing was asked
+                memory.dialogue = dialogue
+            raise
 
     @property
     def asking(self) -> Asking:

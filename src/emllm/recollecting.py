@@ -13,7 +13,7 @@ answer is shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from emllm.framing import Frame
 from emllm.generation import Chooser, generate_tokens
 from emllm.memory import EpisodicMemory
 from emllm.reading import read_together, read_tokens
-from emllm.recall.queries import ASKING_TOKENS
+from emllm.recall.queries import asking_tokens
 from emllm.recall.rereading import REACH, events_to_reread, joined_spans
 from emllm.recall.trace import RecalledEvent, RecallTrace, Usual, place_of
 from emllm.segmentation.threshold import boundary_flags
@@ -133,8 +133,8 @@ class Asking:
         while True:
             passages = self.passages(memory, trace, query, frame)
             context = [*self.context(memory, passages, frame, prompt_ids), *prompt_ids, *answer]
-            fresh = self.fresh(MemoryConfig.preset("full", chunk_tokens=memory.config.chunk_tokens))
             begun = len(answer)
+            fresh = self.fresh(_settings(memory, len(context) + max_new_tokens - begun))
             for token in self._generate(fresh, context, choose, max_new_tokens - begun, before=answer):
                 answer.append(token)
                 yield token
@@ -171,7 +171,8 @@ class Asking:
         surprises by `RERANK_NATS` more than the best of the text is left out: beside a passage that fits,
         others that are like it mislead a small model, and so does what was read last. An earlier turn of the
         conversation, in which the same may have been asked, does not make the text superfluous. The trace is
-        told what is left. Where nothing is reranked, all are, the ends last.
+        told what is left. Where nothing is reranked, all are, the ends last; and nothing is for a question of
+        more tokens than half of what the model was trained on.
         """
         limit = memory.config.rerank_events or _NUM_RANKED
         known = memory.recallable_spans()
@@ -182,7 +183,8 @@ class Asking:
             if one.event < frame.num_events and known[one.event, 0] < before
         ]
         found: list[RecalledEvent | range] = [*ranked, *frame.unranked]
-        if memory.config.rerank_events and len(found) > 1 and question:
+        is_short = 0 < len(question) <= memory.geometry.trained_tokens // 2
+        if memory.config.rerank_events and len(found) > 1 and is_short:
             found = self._reranked(memory, found, question, frame)
         trace.choose(found)
         return list(map(place_of, found))
@@ -211,7 +213,7 @@ class Asking:
         """
         chunk_tokens = memory.config.chunk_tokens
         parting = self._parting(question)
-        texts = [[*_kept(memory, start, stop), *parting, *question] for start, stop in spans]
+        texts = [[*memory.kept_ids(start, stop), *parting, *question] for start, stop in spans]
         nats = np.zeros(len(texts))
         for group in alike([len(text) for text in texts], most_tokens=chunk_tokens):
             alone = [self.fresh(MemoryConfig.preset("full", segmenter="fixed", refine="none")) for _ in group]
@@ -236,7 +238,7 @@ class Asking:
         """
         known, talk = memory.recallable_spans(), frame.conversation
         ends = [one for one in passages if isinstance(one, range)]
-        taken = sum(len(_kept(memory, one.start, one.stop)) for one in (*ends, talk))
+        taken = sum(len(memory.kept_ids(one.start, one.stop)) for one in (*ends, talk))
         budget = memory.config.recollect_tokens
         events = events_to_reread(
             [one for one in passages if isinstance(one, int)],
@@ -249,9 +251,10 @@ class Asking:
             *((one.start, one.stop) for one in (*ends, talk)),
         ]
         joined = joined_spans(np.array(sorted(span for span in spans if span[0] < span[1])))
-        pieces = [_kept(memory, start, stop) for start, stop in joined]
+        pieces = [memory.kept_ids(start, stop) for start, stop in joined]
         ids: list[int] = []
-        for (_, stop), piece, following in zip(joined, pieces, [*pieces[1:], prompt_ids], strict=True):
+        followed_by = [*pieces[1:], prompt_ids][: len(pieces)]
+        for (_, stop), piece, following in zip(joined, pieces, followed_by, strict=True):
             ids += piece
             ids += self._parting(following) if frame.text_start != stop != talk.stop else ()
         return ids
@@ -262,7 +265,7 @@ class Asking:
 
     def _ask(self, memory: EpisodicMemory, token_ids: Sequence[int]) -> None:
         """Read ids as a question, which is compared with all events; more at once are read as a text is."""
-        num_pieces = -(-len(token_ids) // ASKING_TOKENS)
+        num_pieces = -(-len(token_ids) // asking_tokens(memory.config.chunk_tokens))
         for piece in np.array_split(np.array(token_ids, dtype=np.int64), max(num_pieces, 1)):
             self._read(memory, piece.tolist())
 
@@ -300,14 +303,14 @@ def _with_neighbours(passage: int | range, known: NDArray[np.int64]) -> tuple[in
     return int(known[max(passage - REACH, 0), 0]), int(known[min(passage + REACH, last), 1])
 
 
-def _kept(memory: EpisodicMemory, start: int, stop: int) -> list[int]:
-    """The tokens of a span that were not forgotten."""
-    ids: list[int] = []
-    for hole_start, hole_stop in [*sorted(memory.holes.tolist()), (stop, stop)]:
-        if start < min(hole_start, stop):
-            ids += memory.token_ids(start, min(hole_start, stop)).tolist()
-        start = max(start, hole_stop)
-    return ids
+def _settings(memory: EpisodicMemory, num_tokens: int) -> MemoryConfig:
+    """How so many tokens are read again: with full attention, as far as the model was trained.
+
+    A question or an answer that is longer is attended to as the memory attends to a text.
+    """
+    if num_tokens <= memory.geometry.trained_tokens:
+        return MemoryConfig.preset("full", chunk_tokens=memory.config.chunk_tokens)
+    return MemoryConfig(**{**asdict(memory.config), "codec": "exact", "recollect": "never"})
 
 
 def is_surprising(surprise: NDArray[np.float32], *, gamma: float) -> bool:

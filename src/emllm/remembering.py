@@ -52,12 +52,16 @@ class DocumentReading:
             raise InputError(
                 "a memory in which questions were answered cannot read documents; fork it before asking"
             )
-        stored = []
-        for document in documents_of(source, name):
+        documents = documents_of(source, name)
+        begun = memory.document_being_read
+        # The rest of one that was begun comes first: nothing else can be read before.
+        order = sorted(range(len(documents)), key=lambda i: begun is None or not _is_of(begun, documents[i]))
+        stored = {}
+        for i in order:
             if memory.home is None:
-                check_fits(len(document.text.encode()), self.geometry, name=document.name)
-            stored.append(self._read_document(memory, document, progress))
-        return stored
+                check_fits(len(documents[i].text.encode()), self.geometry, name=documents[i].name)
+            stored[i] = self._read_document(memory, documents[i], progress)
+        return [stored[i] for i in range(len(documents))]
 
     def open(self, memory: EpisodicMemory) -> None:
         """Read what the chat template puts before the first words, once."""
@@ -79,24 +83,20 @@ class DocumentReading:
         Raises:
             InputError: another document was begun and not finished.
         """
-        digest = hashlib.sha256(document.text.encode()).hexdigest()
         begun = memory.document_being_read
+        for known in memory.documents:
+            if known is not begun and known.name == document.name and _is_of(known, document):
+                return known
         if begun is None:
-            for known in memory.documents:
-                if known.sha256 == digest and known.name == document.name:
-                    return known
             self.open(memory)
-            is_first = memory.dialogue == "opened"
-        elif begun.sha256 == digest:
-            is_first = len(memory.documents) == 1
+            token_ids = self._token_ids(document, is_first=memory.dialogue == "opened")
+        elif _is_of(begun, document):
+            token_ids = self._rest(memory, begun, document)
         else:
             raise InputError(
                 f"{begun.name} was read up to token {begun.stop - begun.start:,} of {begun.num_tokens:,}; "
                 f"read the rest of it, or forget it, before {document.name}"
             )
-        token_ids = self.chat_format().document(document.text, is_first=is_first)
-        if len(document.text) > LONG_TEXT:
-            give_back_freed_memory()  # most of 600 bytes a token
         if begun is None:
             memory.begin_document(
                 DocumentRecord(
@@ -104,14 +104,12 @@ class DocumentReading:
                     start=memory.num_tokens,
                     stop=memory.num_tokens,
                     num_tokens=len(token_ids),
-                    sha256=digest,
+                    sha256=_digest(document),
                     kind=document.kind,
                     num_bytes=document.num_bytes,
                     read_seconds=0.0,
                 )
             )
-        else:
-            token_ids = token_ids[begun.stop - begun.start :]
         chunk = memory.config.chunk_tokens
         try:
             read_tokens(
@@ -125,6 +123,40 @@ class DocumentReading:
             memory.drop_document_without_tokens()
         memory.flush()
         return memory.documents[-1]
+
+    def _token_ids(self, document: Document, *, is_first: bool) -> list[int]:
+        token_ids = self.chat_format().document(document.text, is_first=is_first)
+        if len(document.text) > LONG_TEXT:
+            give_back_freed_memory()  # most of 600 bytes a token
+        return token_ids
+
+    def _rest(self, memory: EpisodicMemory, begun: DocumentRecord, document: Document) -> list[int]:
+        """The ids of a document that come after those that were read.
+
+        Whether it was the first of a chat is known from them: those before it may have been forgotten since.
+
+        Raises:
+            InputError: its text makes other ids now.
+        """
+        read = memory.token_ids(begun.start, begun.stop).tolist()
+        is_alone = len(memory.documents) == 1
+        for is_first in (is_alone, not is_alone):
+            token_ids = self._token_ids(document, is_first=is_first)
+            if token_ids[: len(read)] == read and len(token_ids) == begun.num_tokens:
+                return token_ids[len(read) :]
+        raise InputError(
+            f"{document.name}: the {len(read):,} tokens that were read of it are not those of its text now; "
+            "forget it, and read it anew"
+        )
+
+
+def _digest(document: Document) -> str:
+    return hashlib.sha256(document.text.encode()).hexdigest()
+
+
+def _is_of(record: DocumentRecord, document: Document) -> bool:
+    """Whether a record is of this text."""
+    return record.sha256 == _digest(document)
 
 
 def documents_of(source: Source, name: str | None) -> list[Document]:

@@ -184,6 +184,7 @@ class TestMass:
             parts=index.parts(),
             sizes=np.full(num_events, size),
             scaling=1.0,
+            is_asking=True,
             scores=scores,
             candidates=None,
             recalled=[19],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -28,11 +29,13 @@ from tests.support.memory_cases import (
     summing_to,
     with_decoding,
 )
+from torch import Tensor
 
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.errors import InputError, ModelError
 from emllm.memory import EpisodicMemory
+from emllm.store.slabs import empty_rows
 
 
 def some_memory(config: MemoryConfig, chunks: Sequence[int]) -> tuple[ModelGeometry, Tape, EpisodicMemory]:
@@ -231,3 +234,58 @@ def test_a_chunk_cannot_be_committed_twice():
 def test_the_sentence_segmenter_needs_the_text_of_tokens():
     with pytest.raises(InputError, match="sentence"):
         EpisodicMemory(geometry(), MemoryConfig(**SMALL, segmenter="sentence"))
+
+
+@settings(max_examples=15)
+@given(configs(), read_so_far, st.integers(0, 6))
+def test_where_there_is_no_room_for_a_chunk_the_memory_stays_as_it_was(config, so_far, skipped):
+    """An allocation fails, the caller makes room and goes on."""
+    shape, tape, memory = some_memory(config, so_far)
+    _, _, twin = some_memory(config, so_far)
+    left = skipped
+
+    def out_of_room(*args: Any) -> Tensor:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise torch.OutOfMemoryError("no room")
+        return empty_rows(*args)
+
+    rest = [20, 1, 4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emllm.store.slabs.empty_rows", out_of_room)
+        patch.setattr(memory._log._slabs, "_largest_tokens", 8)
+        try:
+            read(memory, tape, rest[:1])
+        except torch.OutOfMemoryError:
+            assert memory.num_tokens == sum(so_far)
+            read_again = rest
+        else:
+            read_again = rest[1:]
+    read(memory, tape, read_again)
+    read(twin, tape, rest)
+    assert_same_bits(log_of(memory, shape), log_of(twin, shape))
+    assert_same_bits(index_of(memory), index_of(twin))
+    assert event_spans(memory) == event_spans(twin)
+
+
+@pytest.mark.parametrize("step", ["index_events", "graph_of_span", "EventTable.close", "MemoryLayer.commit"])
+def test_a_commit_that_fails_half_way_leaves_a_memory_that_refuses_to_go_on(step, monkeypatch):
+    _, tape, memory = some_memory(MemoryConfig(**SMALL), [16] * 5)
+    calls = 0
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        raise torch.OutOfMemoryError("no room")
+
+    fork = memory.fork()
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(f"emllm.memory.sequence.{step}", fails)
+        read(memory, tape, [16] * 3)
+    assert calls == 1
+    for use in (memory.fork, lambda: read(memory, tape, [1]), memory.check_whole):
+        with pytest.raises(InputError, match="is not whole; open it again"):
+            use()
+    read(fork, tape, [16] * 3)
+    assert fork.num_tokens == 16 * 8

@@ -16,7 +16,7 @@ from emllm.recall import scorers
 from emllm.recall.compare import rounded
 from emllm.recall.exact import event_mass
 from emllm.recall.index import EventIndex, IndexPart
-from emllm.recall.queries import ASKING_TOKENS, longest, mean_query
+from emllm.recall.queries import ASKING_TOKENS, asking_tokens, longest, mean_query
 from emllm.recall.scorers import (
     ASKING_VOTES,
     READING_KEYS,
@@ -189,14 +189,15 @@ def test_attention_asks_in_blocks_of_queries_as_at_once(monkeypatch):
 @given(st.integers(ASKING_TOKENS + 1, 600))
 def test_a_chunk_asks_for_attention_by_the_means_of_its_parts(num_queries):
     query = torch.arange(num_queries).float().expand(2, -1)[..., None].expand(-1, -1, 3)
-    means = SCORERS["attention"].sample(query)
+    means = SCORERS["attention"].sample(query, is_asking=False)
     assert means.shape == (2, READING_PARTS, 3)
     assert means[0, :, 0].tolist() == sorted(means[0, :, 0].tolist())
     sizes = [len(one) for one in torch.arange(num_queries).tensor_split(READING_PARTS)]
     total = sum(mean * size for mean, size in zip(means[0, :, 0].tolist(), sizes, strict=True))
     assert math.isclose(total, num_queries * (num_queries - 1) / 2, rel_tol=1e-4)
     question = query[:, :ASKING_TOKENS]
-    assert torch.equal(SCORERS["attention"].sample(question), SCORERS["votes"].sample(question))
+    asking = [SCORERS[name].sample(question, is_asking=True) for name in ("attention", "votes")]
+    assert torch.equal(*asking)
 
 
 @given(st.integers(0, 999), heads, counts)
@@ -222,13 +223,20 @@ def test_dot_of_the_sampled_mean_query_is_dot_of_all_queries(seed, heads_, count
     torch.testing.assert_close(dot(mean_query(query), [part(keys)], 1.0), dot(query, [part(keys)], 1.0))
 
 
+@given(st.integers(1, 2000))
+def test_a_chunk_of_text_is_never_taken_for_a_question(chunk_tokens):
+    assert asking_tokens(chunk_tokens) < chunk_tokens or chunk_tokens == 1
+    assert asking_tokens(chunk_tokens) in (ASKING_TOKENS, chunk_tokens - 1, 1)
+
+
 @pytest.mark.parametrize(
     "num_queries", [1, ASKING_VOTES, 65, 100, ASKING_TOKENS, ASKING_TOKENS + 1, 512, 777]
 )
 def test_a_question_votes_with_many_queries_and_a_chunk_with_a_few_evenly_spread_ones(num_queries):
     query = torch.arange(num_queries, dtype=torch.float32)[None, :, None]
-    chosen = SCORERS["votes"].sample(query)[0, :, 0].long().tolist()
-    num_votes = min(num_queries, ASKING_VOTES) if num_queries <= ASKING_TOKENS else READING_VOTES
+    is_asking = num_queries <= ASKING_TOKENS
+    chosen = SCORERS["votes"].sample(query, is_asking=is_asking)[0, :, 0].long().tolist()
+    num_votes = min(num_queries, ASKING_VOTES) if is_asking else READING_VOTES
     gaps = {b - a for a, b in itertools.pairwise(chosen)} or {0}
     assert len(set(chosen)) == num_votes and chosen[-1] == num_queries - 1
     assert max(gaps) - min(gaps) <= 1
@@ -251,11 +259,11 @@ def test_every_scorer_of_the_settings_exists():
 def test_a_question_is_compared_with_all_keys_and_a_long_chunk_with_the_first_ones():
     whole = part(torch.arange(24.0).view(1, 2, 4, 3))
     (asking,), (reading,) = (
-        SCORERS["votes"].parts([whole], num) for num in (ASKING_TOKENS, ASKING_TOKENS + 1)
+        SCORERS["votes"].parts([whole], is_asking=is_asking) for is_asking in (True, False)
     )
     assert torch.equal(asking.keys, whole.keys)
     assert torch.equal(reading.keys, whole.keys[:, :READING_KEYS])
-    assert torch.equal(SCORERS["dot"].parts([whole], 512)[0].keys, whole.keys)
+    assert torch.equal(SCORERS["dot"].parts([whole], is_asking=False)[0].keys, whole.keys)
 
 
 @given(st.integers(0, 999), heads, st.integers(2, 400), st.sampled_from([0.0, 3.0, 100.0]))
@@ -371,6 +379,6 @@ def test_the_longest_queries_are_those_of_the_largest_mean_norm_in_their_order(s
 
 def test_a_chunk_that_is_read_is_ranked_in_one_stage_and_a_question_in_two():
     ranking = SCORERS["votes"]
-    assert ranking.scorer(ASKING_TOKENS) is votes_in_two_stages
-    assert ranking.scorer(ASKING_TOKENS + 1) is votes
-    assert SCORERS["dot"].scorer(7) is dot and SCORERS["exact"].scorer(7) is None
+    assert ranking.scorer(is_asking=True) is votes_in_two_stages
+    assert ranking.scorer(is_asking=False) is votes
+    assert SCORERS["dot"].scorer(is_asking=True) is dot and SCORERS["exact"].scorer(is_asking=True) is None

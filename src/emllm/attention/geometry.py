@@ -6,7 +6,8 @@ not know transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -33,6 +34,20 @@ class LayerGeometry:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
+def with_real_windows(layers: Sequence[LayerGeometry], trained_tokens: int) -> tuple[LayerGeometry, ...]:
+    """The layers, those with full attention whose window is as wide as what the model was trained on.
+
+    Such a window hides nothing that the model could have attended to (Phi-3-mini-128k names 262,144 tokens of
+    131,072), so it is no reason to do without memory.
+    """
+    return tuple(
+        replace(layer, window_tokens=None)
+        if layer.window_tokens is not None and layer.window_tokens >= trained_tokens
+        else layer
+        for layer in layers
+    )
+
+
 @dataclass(frozen=True)
 class ModelGeometry:
     """The layers of a model and what they have in common.
@@ -51,6 +66,11 @@ class ModelGeometry:
     def num_layers(self) -> int:
         """Decoder layers."""
         return len(self.layers)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether any layer attends to more than a window, and so to what is recalled."""
+        return any(layer.window_tokens is None for layer in self.layers)
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -89,6 +89,12 @@ def opened_lm(model: str, *, device: str, dtype: str) -> Iterator[EpisodicLM]:
         from emllm.lm import EpisodicLM
 
         lm = EpisodicLM.from_pretrained(model, device=device, dtype=dtype)
+    if not lm.geometry.has_memory:
+        widest = max(layer.window_tokens or 0 for layer in lm.geometry.layers)
+        remark(
+            f"emllm: every layer of {model} attends to a window of {widest:,} tokens at most: "
+            "nothing from further back is recalled"
+        )
     with lm:
         yield lm
 

@@ -161,6 +161,7 @@ class RecallQuality:
                 keys_of=moment.keys_of,
                 event_key=self._config.event_key,
                 scaling=moment.scaling,
+                is_asking=moment.is_asking,
             )
             for name, ranking in SCORERS.items()
         }

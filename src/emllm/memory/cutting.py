@@ -78,7 +78,7 @@ class EventCutter:
             assert self._piece_of is not None
             return self._sentences.extend([self._piece_of(token) for token in token_ids.tolist()])
         values = self._kl(logits, first) if config.segmenter == "kl" else chunk_surprise
-        return values.double().cpu().numpy()
+        return values.cpu().double().numpy()
 
     def _kl(self, logits: Logits, first: int) -> Surprise:
         own = kl_surprise(logits[1:], logits[:-1], first=first + 1)

@@ -33,6 +33,14 @@ Reader = Callable[["EpisodicMemory", Any, str | None, Any], "list[DocumentRecord
 class Home(Protocol):
     """Where a memory is kept for good."""
 
+    def check_writable(self) -> None:
+        """Refuse where nothing can be added, before anything is computed.
+
+        Raises:
+            StoreError: it is closed, or open for reading only.
+        """
+        ...
+
     def committed(self, memory: EpisodicMemory) -> None:
         """A chunk was committed."""
         ...
@@ -104,6 +112,12 @@ class EpisodicMemory(SequenceMemory):
             raise InputError("this memory has no model to read with; make it with lm.memory()")
         return self.reader(self, source, name, progress)
 
+    def begin_chunk(self, token_ids: TokenIds) -> None:
+        """As in any sequence; what its home cannot keep is not begun."""
+        if self.home is not None:
+            self.home.check_writable()
+        super().begin_chunk(token_ids)
+
     @torch.no_grad()
     def commit(self, token_ids: TokenIds, logits: Logits) -> None:
         """As in any sequence; where this memory has a home, the chunk is on its way there afterwards.
@@ -141,6 +155,9 @@ class EpisodicMemory(SequenceMemory):
 
     def begin_document(self, record: DocumentRecord) -> None:
         """From now on, what is read is this document, until all its tokens are."""
+        self.check_whole()
+        if self.home is not None:
+            self.home.check_writable()
         self._dialogue_before = self.dialogue
         self._log.close_unit()
         self.documents.append(record)
@@ -216,14 +233,19 @@ class EpisodicMemory(SequenceMemory):
             StoreError: the disk is full or fails; nothing that was durable is lost.
         """
         if self.home is not None:
+            self.check_whole()
             self.home.flush(self)
 
     def close(self) -> None:
-        """Flush, and let go of the folder that the memory lives in; without one nothing happens."""
+        """Flush, and let go of the folder that the memory lives in; without one nothing happens.
+
+        Of a memory that is not whole (`check_whole`), the folder keeps what was durable before.
+        """
         if self.home is not None:
             home = self.home
             try:
-                home.flush(self)
+                if not self._is_torn:
+                    home.flush(self)
             finally:
                 self.home = None
                 home.close()
@@ -235,7 +257,7 @@ class EpisodicMemory(SequenceMemory):
         """
         if self.home is None:
             return []
-        self.home.flush(self)
+        self.flush()
         return self.home.verify()
 
     def forget(self, name: str) -> Forgotten:
@@ -249,6 +271,7 @@ class EpisodicMemory(SequenceMemory):
         """
         if self.home is None:
             raise InputError("only a memory in a folder can forget a document; this one lives in RAM")
+        self.check_whole()
         return self.home.forget(self, name)
 
     def __enter__(self) -> EpisodicMemory:

@@ -96,21 +96,30 @@ class FolderHome:
         for layer in memory._memory_layers:
             layer.journal = []
 
+    def check_writable(self) -> None:
+        """Nothing to refuse, until it is closed.
+
+        Raises:
+            StoreError: it is closed.
+        """
+        if self._is_closed:
+            raise StoreError(f"{self._folder.path}: is closed; open it again")
+
     def committed(self, memory: EpisodicMemory) -> None:
         """Write what is new as soon as a unit is whole.
 
         Raises:
             StoreError: what was committed before could not be written.
         """
-        for layer in memory._memory_layers:
-            assert layer.journal is not None
-            self._loose.setdefault(layer.layer_idx, []).extend(layer.journal)
-            layer.journal = []
         if self._note_units(memory):
             self._begin(memory)
 
     def _note_units(self, memory: EpisodicMemory) -> bool:
         """Whether units were closed; what is new of events and recalls belongs to the last of them."""
+        for layer in memory._memory_layers:
+            assert layer.journal is not None
+            self._loose.setdefault(layer.layer_idx, []).extend(layer.journal)
+            layer.journal = []
         num_new = len(memory._log.units) - len(self._kept)
         if num_new:
             first = self._kept[-1].last_event if self._kept else 0
@@ -135,8 +144,7 @@ class FolderHome:
 
     def _begin(self, memory: EpisodicMemory) -> None:
         """Hand what is new to the writer, once it is done with what came before."""
-        if self._is_closed:
-            raise StoreError(f"{self._folder.path}: is closed; open it again")
+        self.check_writable()
         self._finish(memory)
         with uninterrupted():
             job = self._job(memory)

@@ -22,7 +22,7 @@ from emllm.memory.staging import Observer, RecallMoment, Staged, View
 from emllm.recall.budget import select_events
 from emllm.recall.exact import KeysOf
 from emllm.recall.index import EventIndex, IndexPart
-from emllm.recall.queries import ASKING_TOKENS
+from emllm.recall.queries import asking_tokens
 from emllm.recall.scorers import SCORERS
 from emllm.recall.shortlist import NEWER_EVENTS, Shortlist, is_ranking_of_all_due, keys_of
 from emllm.store.log import Log
@@ -84,6 +84,7 @@ class LayerRanking:
                     parts=self.index.parts(),
                     sizes=view.sizes,
                     scaling=scaling,
+                    is_asking=self._is_asking(num_new),
                     scores=scores,
                     candidates=candidates,
                     recalled=recalled,
@@ -144,8 +145,13 @@ class LayerRanking:
             keys_of=self._keys_of(log),
             event_key=self._config.event_key,
             scaling=scaling,
+            is_asking=self._is_asking(num_new),
         )
         return scores, candidates
+
+    def _is_asking(self, num_new: int) -> bool:
+        """Whether a chunk looks for one thing: a question, or what is being decoded."""
+        return num_new <= asking_tokens(self._config.chunk_tokens)
 
     def _turned(self, query: Tensor, *, view: View, num_new: int) -> Tensor:
         """Queries as a token after the local window asks: so far away every event is taken to be."""
@@ -179,7 +185,7 @@ class LayerRanking:
 
     def _candidates(self, num_events: int, num_new: int) -> NDArray[np.int64] | None:
         """The events to rank: all of them for a question and when it is this layer's turn (None)."""
-        is_question = 1 < num_new <= ASKING_TOKENS
+        is_question = num_new > 1 and self._is_asking(num_new)
         if self.shortlist is None or self._config.shortlist_events == 0 or is_question:
             return None
         if is_ranking_of_all_due(self.num_recalls, num_events, layer_idx=self._layer_idx):

@@ -82,6 +82,8 @@ class SequenceMemory:
         ]
         self._pending: Tensor | None = None
         self._view: View | None = None
+        #: While a commit is under way, and for good after one that failed half-way.
+        self._is_torn = False
         #: Changes with every commit.
         self.moment = Moment()
 
@@ -104,6 +106,15 @@ class SequenceMemory:
         """Ids of the tokens in a span of the log."""
         return self._log.token_ids(start, self.num_tokens if stop is None else stop)
 
+    def kept_ids(self, start: int, stop: int) -> list[int]:
+        """Ids of the tokens in a span of the log that were not forgotten."""
+        ids: list[int] = []
+        for hole_start, hole_stop in [*sorted(self.holes.tolist()), (stop, stop)]:
+            if start < min(hole_start, stop):
+                ids += self.token_ids(start, min(hole_start, stop)).tolist()
+            start = max(start, hole_stop)
+        return ids
+
     def surprise(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Surprise of the tokens in a span of the log, in nats; NaN for the first token of all."""
         return self._log.surprise(start, self.num_tokens if stop is None else stop)
@@ -112,8 +123,9 @@ class SequenceMemory:
         """Announce the tokens that the model is about to compute; drops what was not committed.
 
         Raises:
-            InputError: there are none.
+            InputError: there are none, or the memory is not whole.
         """
+        self.check_whole()
         if len(token_ids) < 1:
             raise InputError("a chunk needs at least one token, got 0")
         self.abandon()
@@ -121,6 +133,18 @@ class SequenceMemory:
         if any(layer.will_recall(len(token_ids)) for layer in self._memory_layers):
             self._seal()
         self._view = self._current_view()
+
+    def check_whole(self) -> None:
+        """Refuse to go on after a commit that failed half-way: tokens, keys and events are out of step.
+
+        Raises:
+            InputError: that happened.
+        """
+        if self._is_torn:
+            raise InputError(
+                f"an error cut short what was read up to token {self.num_tokens:,}, so this memory is not "
+                "whole; open it again from its folder, or read anew"
+            )
 
     def abandon(self) -> None:
         """Forget the chunk that was begun and not committed."""
@@ -169,6 +193,9 @@ class SequenceMemory:
             token_ids: the tokens of the chunk.
             logits: row t is the prediction made after token t.
 
+        Where there is no room for the chunk, the memory stays as it was; after any other error it refuses to
+        go on (`check_whole`).
+
         Raises:
             ModelError: the logits are not finite; nothing is written.
             InputError: not all layers have attended, or the lengths are not those of the chunk.
@@ -187,12 +214,14 @@ class SequenceMemory:
         first = self.num_tokens
         chunk_surprise = self._cutter.surprise(token_ids, logits, first=first)
         self._log.append([s.key for s in staged], [s.value for s in staged], token_ids, chunk_surprise)
+        self._is_torn = True
         for layer in self._layers:
             layer.commit()
         self._pending = None
         self.moment = Moment()
         self._events.close(self._cut(token_ids, chunk_surprise, logits, first=first))
         self._release_events()
+        self._is_torn = False
 
     def _cut(self, token_ids: TokenIds, chunk_surprise: Surprise, logits: Logits, *, first: int) -> list[int]:
         """The boundaries that the chunk made final."""
@@ -200,6 +229,7 @@ class SequenceMemory:
 
     def fork(self) -> Self:
         """A memory that begins with everything in this one; what either goes on to read stays its own."""
+        self.check_whole()
         child = object.__new__(type(self))
         child.geometry, child.config = self.geometry, self.config
         child.piece_of = self.piece_of
@@ -209,6 +239,7 @@ class SequenceMemory:
         child._cutter = self._cutter.fork()
         child._layers = [layer.fork(child._events) for layer in self._layers]
         child._pending = child._view = None
+        child._is_torn = False
         child.moment = self.moment
         return child
 

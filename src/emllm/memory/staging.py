@@ -84,6 +84,7 @@ class RecallMoment:
         parts: the event keys.
         sizes: tokens of each event.
         scaling: factor on the logits.
+        is_asking: whether the chunk is a question, or is decoded; else it is read.
         scores: of all events, or of the candidates.
         candidates: events that were ranked, ascending; None is all.
         recalled: events that were recalled, in time order.
@@ -96,6 +97,7 @@ class RecallMoment:
     parts: Sequence[IndexPart]
     sizes: NDArray[np.int64]
     scaling: float
+    is_asking: bool
     scores: NDArray[np.float32]
     candidates: NDArray[np.int64] | None
     recalled: list[int]

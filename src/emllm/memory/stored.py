@@ -100,13 +100,17 @@ class ReadOnlyHome:
     def __init__(self, folder: MemoryFolder) -> None:
         self._folder = folder
 
-    def committed(self, memory: EpisodicMemory) -> None:
+    def check_writable(self) -> None:
         """Refuse.
 
         Raises:
             StoreError: always.
         """
         raise StoreError(f"{self._folder.path}: is open for reading only; fork the memory to go on from it")
+
+    def committed(self, memory: EpisodicMemory) -> None:
+        """Refuse; no chunk is begun, so none comes here."""
+        self.check_writable()
 
     def flush(self, memory: EpisodicMemory) -> None:
         """Nothing can be new."""
@@ -116,7 +120,7 @@ class ReadOnlyHome:
         return verify(self._folder.path)
 
     def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
-        """Refuse, as `committed` does."""
+        """Refuse, as `check_writable` does."""
         raise StoreError(f"{self._folder.path}: is open for reading only")
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ uncommon family's keys and values are measured, not guessed. This module does no
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
-from emllm.attention.geometry import LayerGeometry, ModelGeometry
+from emllm.attention.geometry import LayerGeometry, ModelGeometry, with_real_windows
 from emllm.attention.rotary import NO_ROTATION
 from emllm.errors import ModelError
 from emllm.models.attach import _text_config, _trained_tokens
@@ -123,8 +124,10 @@ def outline_of(model: PreTrainedModel, *, device: torch.device, dtype: torch.dty
         layers = _watched_layers(model, device)
     except Exception:  # noqa: BLE001 - code that looks at data cannot run without; the configuration has to do
         layers = _configured_layers(config, device)
+    trained_tokens = _trained_tokens(model)
+    layers = with_real_windows(layers, trained_tokens)
     return Outline(
-        geometry=ModelGeometry(tuple(layers), _trained_tokens(model), int(config.vocab_size), dtype),
+        geometry=ModelGeometry(layers, trained_tokens, int(config.vocab_size), dtype),
         num_params=sum(parameter.numel() for parameter in model.parameters()),
         active_params=_active_params(model),
         hidden_size=int(config.hidden_size),
@@ -143,7 +146,7 @@ def _default_source() -> _Source:
     return _Source("the default model", str(path.parent), path.name)
 
 
-def _watched_layers(model: PreTrainedModel, device: torch.device) -> list[LayerGeometry]:
+def _watched_layers(model: PreTrainedModel, device: torch.device) -> Sequence[LayerGeometry]:
     """From what the layers' attention is given."""
     token_ids = torch.zeros(1, NUM_TOKENS, dtype=torch.long, device="meta")
     with watching() as watcher, torch.no_grad():
@@ -164,7 +167,7 @@ def _watched_layers(model: PreTrainedModel, device: torch.device) -> list[LayerG
     ]
 
 
-def _configured_layers(config: Any, device: torch.device) -> list[LayerGeometry]:
+def _configured_layers(config: Any, device: torch.device) -> Sequence[LayerGeometry]:
     """From what the configuration says."""
     num_heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from emllm.attention.geometry import LayerGeometry, ModelGeometry
+from emllm.attention.geometry import LayerGeometry, ModelGeometry, with_real_windows
 from emllm.attention.rotary import NO_ROTATION, RotaryTable, Rotation, rotate
 from emllm.dims import ChunkKeys, Logits, Queries, TokenIds
 from emllm.errors import UnsupportedModelError
@@ -208,7 +208,7 @@ def model_geometry(
     if relative_difference(replayed.logits, recorded.logits) > tolerance(layers_dtype(recorded)):
         raise UnsupportedModelError("the model's logits depend on more than its layers' attention")
     return ModelGeometry(
-        layers=tuple(layers),
+        layers=with_real_windows(layers, trained_tokens),
         trained_tokens=trained_tokens,
         vocab_size=recorded.logits.shape[-1],
         dtype=layers_dtype(recorded),

@@ -105,7 +105,7 @@ def _put_products(queries: Tensor, part: IndexPart, out: Float[Tensor, "K R Q N"
     if part.scales is None:
         out.copy_(torch.matmul(queries.to(part.keys.dtype)[:, None], part.keys.transpose(2, 3)))
         return
-    if part.keys.is_cuda:
+    if part.keys.device.type != "cpu":
         # Exact in float32, as in `_byte_products`.
         products = torch.matmul(queries.float()[:, None], part.keys.float().transpose(2, 3))
     else:
@@ -162,7 +162,7 @@ def _float_products(queries: Float[Tensor, "K Q D"], part: IndexPart) -> Tensor:
 
 def _byte_products(queries: Int8[Tensor, "K Q D"], keys: Int8[Tensor, "K R N D"]) -> Tensor:
     """The largest integer product over an event's keys, ``[K, Q, N]`` int32."""
-    if keys.is_cuda:
+    if keys.device.type != "cpu":
         # Exact in float32: no sum of products of bytes reaches 2**24 below 1,040 features.
         products = torch.einsum("KQD,KRND->KRQN", queries.float(), keys.float())
         return products.amax(dim=1)

@@ -10,8 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: A chunk of up to so many tokens is taken for a question.
+#: A chunk of up to so many tokens is taken for a question, where text comes in longer ones.
 ASKING_TOKENS = 256
+
+
+def asking_tokens(chunk_tokens: int) -> int:
+    """A chunk of 2 to so many tokens is taken for a question: always fewer than a chunk of text has."""
+    return min(ASKING_TOKENS, max(chunk_tokens - 1, 1))
 
 
 def mean_query(query: Float[Tensor, "H T D"]) -> Float[Tensor, "H 1 D"]:

@@ -24,7 +24,7 @@ from emllm.recall.compare import attention_shares, best_logits, most_standing_ou
 from emllm.recall.event_keys import key_tokens
 from emllm.recall.exact import KeysOf, exact
 from emllm.recall.index import IndexPart
-from emllm.recall.queries import ASKING_TOKENS, evenly, longest, mean_query, part_means
+from emllm.recall.queries import evenly, longest, mean_query, part_means
 from emllm.recall.shortlist import keys_of as gathered
 
 #: Scores from queries ``[H, T, D]``, the event keys of consecutive parts, the scaling of logits, and how many
@@ -192,18 +192,17 @@ class Ranking:
     score_asking: Scorer | None = None
     reading_keys: int | None = None
 
-    def sample(self, query: Float[Tensor, "H T D"]) -> Float[Tensor, "H votes D"]:
+    def sample(self, query: Float[Tensor, "H T D"], *, is_asking: bool) -> Float[Tensor, "H votes D"]:
         """The queries that take part."""
-        return self.asking(query) if query.shape[1] <= ASKING_TOKENS else self.reading(query)
+        return self.asking(query) if is_asking else self.reading(query)
 
-    def scorer(self, num_queries: int) -> Scorer | None:
-        """What scores events for a chunk of so many queries."""
-        is_question = num_queries <= ASKING_TOKENS
-        return self.score_asking if is_question and self.score_asking is not None else self.score
+    def scorer(self, *, is_asking: bool) -> Scorer | None:
+        """What scores events."""
+        return self.score_asking if is_asking and self.score_asking is not None else self.score
 
-    def parts(self, parts: Sequence[IndexPart], num_queries: int) -> Sequence[IndexPart]:
-        """The event keys to compare with, for a chunk of so many queries."""
-        if self.reading_keys is None or num_queries <= ASKING_TOKENS:
+    def parts(self, parts: Sequence[IndexPart], *, is_asking: bool) -> Sequence[IndexPart]:
+        """The event keys to compare with."""
+        if self.reading_keys is None or is_asking:
             return parts
         return [part.first(self.reading_keys) for part in parts]
 
@@ -217,6 +216,7 @@ class Ranking:
         keys_of: KeysOf,
         event_key: str,
         scaling: float,
+        is_asking: bool,
     ) -> NDArray[np.float32]:
         """How well events match a chunk's queries.
 
@@ -228,12 +228,13 @@ class Ranking:
             keys_of: the keys of all tokens, where it is they that are ranked.
             event_key: what those of `parts` are.
             scaling: factor on the logits.
+            is_asking: whether the chunk is a question, or is decoded; else it is read.
         """
-        asking, num_queries = turned(self.sample(query)), query.shape[1]
-        score = self.scorer(num_queries)
+        asking = turned(self.sample(query, is_asking=is_asking))
+        score = self.scorer(is_asking=is_asking)
         if score is None:
             return exact(asking, keys_of, torch.from_numpy(sizes), scaling).float().cpu().numpy()
-        seen = self.parts(parts, num_queries)
+        seen = self.parts(parts, is_asking=is_asking)
         tokens = key_tokens(event_key, sizes, seen[0].keys.shape[1])
         return score(asking, seen, scaling, tokens).float().cpu().numpy()
 

@@ -85,9 +85,13 @@ class Log:
     def append(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], token_ids: Tensor, surprise: Tensor
     ) -> None:
-        """Add a chunk: per layer keys ``[K, T, D]`` before rotation and values, plus ids and surprise."""
+        """Add a chunk: per layer keys ``[K, T, D]`` before rotation and values, plus ids and surprise.
+
+        Where there is no room for all of it, nothing is added.
+        """
+        ids, nats = token_ids.cpu().numpy(), surprise.cpu().numpy()
         self._slabs.append(keys, values)
-        self._tokens.append(token_ids.cpu().numpy(), surprise.cpu().numpy())
+        self._tokens.append(ids, nats)
         if len(token_ids) > 1 or self.num_tokens - self._open_start >= UNIT_TOKENS:
             self.close_unit()
 

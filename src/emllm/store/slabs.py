@@ -72,30 +72,29 @@ class Slabs:
         self._stop = start
 
     def append(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Add tokens: per layer ``[K, T, D]`` keys and values."""
-        num_new = keys[0].shape[1]
-        done = 0
-        while done < num_new:
-            slab = self._open_slab()
-            offset = self._stop - slab.start
-            taken = min(num_new - done, slab.capacity - offset)
-            rows, chunk = slice(offset, offset + taken), slice(done, done + taken)
+        """Add tokens: per layer ``[K, T, D]`` keys and values; all of them, or none where room runs out."""
+        stop = self._stop + keys[0].shape[1]
+        new = self._new_slabs(stop)
+        for slab in [*self._slabs[-1:], *new] if self._num_own else new:
+            low, high = max(self._stop, slab.start), min(stop, slab.start + slab.capacity)
+            rows = slice(low - slab.start, high - slab.start)
+            chunk = slice(low - self._stop, high - self._stop)
             for layer_idx in range(len(self._shapes)):
                 slab.keys[layer_idx][rows].copy_(keys[layer_idx][:, chunk].transpose(0, 1))
                 slab.values[layer_idx][rows].copy_(values[layer_idx][:, chunk].transpose(0, 1))
-            done += taken
-            self._stop += taken
+        self._slabs += new
+        self._num_own += len(new)
+        self._stop = stop
 
-    def _open_slab(self) -> _Slab:
-        """The slab that takes the next token; inherited ones are never written."""
-        if self._num_own:
-            last = self._slabs[-1]
-            if self._stop < last.start + last.capacity:
-                return last
-        capacity = min(FIRST_SLAB_TOKENS << min(self._num_own, 20), self._largest_tokens)
-        self._slabs.append(_Slab(self._stop, capacity, self._shapes))
-        self._num_own += 1
-        return self._slabs[-1]
+    def _new_slabs(self, stop: int) -> list[_Slab]:
+        """Slabs for the tokens before `stop` that have no room yet; inherited ones are never written."""
+        start = self._slabs[-1].start + self._slabs[-1].capacity if self._num_own else self._stop
+        new: list[_Slab] = []
+        while start < stop:
+            doublings = min(self._num_own + len(new), 20)
+            new.append(_Slab(start, min(FIRST_SLAB_TOKENS << doublings, self._largest_tokens), self._shapes))
+            start += new[-1].capacity
+        return new
 
     def gather(self, layer_idx: int, token_idx: TokenIdx, *, keys: Tensor, values: Tensor | None) -> None:
         """Copy the tokens (ascending indices, all held here) into ``keys [S, K, D]`` and ``values``."""
