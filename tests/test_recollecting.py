@@ -14,7 +14,8 @@ from tests.support import stories
 from tests.support.stories import SHORT, STORY
 from transformers import AutoModelForCausalLM
 
-from emllm import MemoryConfig
+from emllm import MemoryConfig, Sampling
+from emllm.attention.rotary import RotaryTable
 from emllm.errors import ConfigError
 from emllm.framing import Frame
 from emllm.generation import generate_tokens
@@ -243,8 +244,11 @@ def test_passages_are_reranked_by_the_stock_models_surprise_at_the_question(
     ]
     most = min(surprises) + nats + 1e-4
     assert len(set(before[:5])) == 5
-    order = [i for i in np.argsort(surprises) if surprises[i] <= most]
-    assert passages == chosen(trace) == [[*before[:5], *unranked][i] for i in order]
+    found = dict(zip([*before[:5], *unranked], surprises, strict=True))
+    assert passages == chosen(trace)
+    assert set(passages) == {passage for passage, surprise in found.items() if surprise <= most}
+    # The story repeats itself: what surprises alike may stand in either order.
+    assert all(found[one] <= found[next_one] + 1e-4 for one, next_one in pairwise(passages))
     assert [one.event for one in trace.strongest(256)] == before
     assert fork.token_ids().tolist() == log
 
@@ -380,6 +384,59 @@ def test_a_question_of_any_length_is_compared_with_all_events_in_every_layer(lm,
     question = lm.chat_format.encode(STORY)[:num_asked]
     assert len(question) == num_asked
     assert len(traced(lm, memory, question).standing) == lm.geometry.num_layers
+
+
+def test_a_text_is_never_taken_for_a_question_however_short_its_chunks(lm, monkeypatch):
+    """Once there is a shortlist, a layer ranks nothing else between its turns."""
+    monkeypatch.setattr("emllm.memory.ranking.is_ranking_of_all_due", lambda *args, **kwargs: False)
+    memory = lm.memory(config=dataclasses.replace(SMALL, shortlist_events=4))
+    ranked = []
+    memory.observe_recall(lambda moment: ranked.append((moment.candidates is None, moment.is_asking)))
+    read_tokens(lm.model, lm.cache(memory), lm.chat_format.encode(STORY), chunk_tokens=32)
+    late = ranked[-3 * lm.geometry.num_layers : -lm.geometry.num_layers]
+    assert late == [(False, False)] * len(late)
+    memory.observe_recall(lambda moment: ranked.append((moment.candidates is None, moment.is_asking)))
+    read_tokens(lm.model, lm.cache(memory), lm.chat_format.encode(QUESTION), chunk_tokens=32)
+    assert ranked[-1] == (True, True)
+
+
+@pytest.mark.parametrize("recollect", ["auto", "always"])
+def test_no_token_is_read_again_beyond_what_the_model_was_trained_on(lm, monkeypatch, recollect):
+    """Neither a question nor an answer of any length."""
+    farthest = 0
+
+    def cos_sin(table, num_positions):
+        nonlocal farthest
+        farthest = max(farthest, num_positions)
+        return of_table(table, num_positions)
+
+    of_table = RotaryTable.cos_sin
+    memory = read(lm, recollect=recollect)
+    monkeypatch.setattr(RotaryTable, "cos_sin", cos_sin)
+    trained = lm.geometry.trained_tokens
+    for question, num_new in ((STORY, 4), (QUESTION, trained)):
+        answer = lm.ask(memory, question, sampling=Sampling(max_new_tokens=num_new))
+        assert answer.text and farthest <= trained
+    assert len(lm.chat_format.encode(STORY)) > trained / 2
+
+
+def test_what_was_forgotten_is_no_part_of_a_passage_that_is_shown(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(lm.chat_format), "decode", lambda self, ids: " ".join(map(str, list(ids))))
+    with lm.memory(tmp_path / "mem", dataclasses.replace(SMALL, local_tokens=128)) as memory:
+        for name, text in (("a", STORY), ("secret", "Tom had a red car. "), ("c", "Sam had a big cat.")):
+            memory.read(text, name=name)
+        memory.forget("secret")
+        evidence = lm.ask(memory, "Who had a car?", sampling=SHORT, num_evidence=99).evidence
+        ((start, stop),) = memory.holes.tolist()
+        (end,) = (one for one in evidence if one.start < start and stop < one.stop)
+        ids = [*memory.token_ids(end.start, start), *memory.token_ids(stop, end.stop)]
+        assert end.text == lm.chat_format.decode(ids)
+
+
+def test_a_memory_that_has_read_nothing_answers_from_the_question_alone(lm, monkeypatch):
+    memory = lm.memory(config=dataclasses.replace(SMALL, recollect="always"))
+    monkeypatch.setattr(lm, "_chat", dataclasses.replace(lm.chat_format, opening=(), opening_text=""))
+    assert lm.ask(memory, QUESTION, sampling=SHORT).text
 
 
 def test_what_a_neutral_question_recalls_is_taken_off_and_the_memory_is_as_before(lm):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +35,18 @@ class TestAsk:
         assert "story.txt at" in lines[0] and "of 3 layers" in lines[0]
         assert lines[1].strip().removesuffix("…") in SENTENCE * 3
         assert "tokens/s" in ended.err and ended.err.count("\n") == 1
+
+    def test_a_model_of_nothing_but_windows_says_that_it_recalls_nothing(
+        self, run, story: Path, tiny_model: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "windows"
+        shutil.copytree(tiny_model, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 24}
+        (folder / "config.json").write_text(json.dumps(config))
+        ended = run("ask", story, "Who has a dog?", "--model", folder, *SMALL, *SHORT)
+        assert ended.code == 0
+        assert f"every layer of {folder} attends to a window of 24 tokens at most" in ended.err
 
     def test_json_has_exactly_the_published_keys(self, run, story: Path, model) -> None:
         ended = run("ask", story, "Who?", *model, *SHORT, "--json")
@@ -167,6 +181,27 @@ class TestSegment:
         assert ended.code == 0 and ended.out == "" and "wrote" in ended.err
         assert output.read_bytes().lower().startswith(start.lower())
         assert {path.name for path in tmp_path.iterdir()} == {"story.txt", output.name}
+
+    def test_a_link_goes_on_leading_to_its_file(self, run, story: Path, tmp_path: Path, model) -> None:
+        (tmp_path / "far").mkdir()
+        link, file = tmp_path / "x.txt", tmp_path / "far" / "y.txt"
+        file.write_text("before")
+        link.symlink_to(file)
+        assert run("segment", story, *model, "-o", link).code == 0
+        assert link.is_symlink() and file.read_text().startswith("story.txt: ")
+        assert [path.name for path in file.parent.iterdir()] == ["y.txt"]
+
+    def test_what_is_no_file_is_written_to_and_stays(self, run, story: Path, tmp_path: Path, model) -> None:
+        """A pipe here; /dev/null was replaced by a file once."""
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            assert run("segment", story, *model, "--format", "txt", "-o", pipe).code == 0
+            assert os.read(reader, 1 << 16).startswith(b"story.txt: ")
+        finally:
+            os.close(reader)
+        assert pipe.is_fifo()
 
     def test_a_text_of_one_token_is_one_event(self, run, tmp_path: Path, model) -> None:
         (tmp_path / "one.txt").write_text("a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -173,3 +174,17 @@ def test_an_ascii_terminal_does_not_break_printing(tiny_model: Path, tmp_path: P
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert b"Recalled" in out
+
+
+def test_a_full_disk_under_the_output_is_one_line_and_2() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run([*EMLLM, "eval", "list"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (2, b"emllm: output: No space left on device\n")
+
+
+def test_without_any_input_a_conversation_ends_at_once(tiny_model: Path) -> None:
+    command = " ".join(map(shlex.quote, [*EMLLM, "chat", "--model", str(tiny_model)]))
+    ended = subprocess.run(["sh", "-c", f"{command} <&-"], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, b"") and b"Traceback" not in ended.stderr

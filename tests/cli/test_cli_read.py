@@ -79,6 +79,31 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 class TestReading:
+    def test_the_rest_of_a_document_needs_the_disk_of_the_rest(
+        self, run, story: Path, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import emllm.remembering
+
+        read_tokens = emllm.remembering.read_tokens
+
+        def half(model, cache, token_ids, **kwargs):
+            is_text = len(token_ids) > 8
+            read_tokens(model, cache, token_ids[: len(token_ids) // 2] if is_text else token_ids, **kwargs)
+            if is_text:
+                raise KeyboardInterrupt
+
+        story.write_text(story.read_text() * 8)
+        into = tmp_path / "new"
+        with monkeypatch.context() as patch:
+            patch.setattr(emllm.remembering, "read_tokens", half)
+            assert run("read", story, "--into", into, *model).code == 130
+        wished = []
+        monkeypatch.setattr("emllm.needs.Needs.disk_bytes", lambda needs, codec: wished.append(needs) or 0)
+        assert run("read", story, "--into", into, *model).code == 0
+        assert run("read", story, "--into", tmp_path / "whole", *model).code == 0
+        rest, whole = (needs.work.num_tokens for needs in wished)
+        assert 0.4 < rest / whole < 0.6
+
     def test_the_summary_says_what_the_memory_holds(
         self, run, story: Path, other: Path, model, tmp_path
     ) -> None:

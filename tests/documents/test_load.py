@@ -266,12 +266,14 @@ def test_a_folder_is_read_through_in_order_and_tells_what_it_passed_over(tmp_pat
     write(tmp_path, {**files, "pic.png": b"\x89PNG\r\n\x1a\n\x00", "void.txt": ""})
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "broken").symlink_to("nowhere")
+    write(tmp_path, {"a/book.mem/lock": "process 1 on here", "a/book.mem/catalogue.sqlite": "x"})
     documents, warnings = load_all([tmp_path])
     assert [document.name for document in documents] == ["a/y.txt", "a/z.md", "a.txt", "b.txt"]
     assert [document.text for document in documents] == ["Y", "Z", "A", "B"]
     assert sorted(warning.removeprefix(f"{tmp_path}/") for warning in warnings) == [
         ".env: hidden (skipped)",
         ".git: hidden (skipped)",
+        "a/book.mem: a memory (skipped)",
         "broken: no such file or folder (skipped)",
         "loop: link to a folder (skipped)",
         "pic.png: binary file, looks like: PNG image (skipped)",

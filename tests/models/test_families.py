@@ -11,13 +11,14 @@ import torch
 from families import FAMILIES, tiny_model, token_ids
 from reference_memory import ReferenceMemory
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.memory import EpisodicMemory
 from emllm.models.attach import Attachment, attach
 from emllm.models.cache import Memory
+from emllm.models.outline import outline_of
 
 TOLERANCE = 2e-4
 NUM_TOKENS = 90  # nearly four times the sliding windows
@@ -109,6 +110,22 @@ def test_in_half_precision_a_memory_is_as_near_to_the_exact_logits_as_the_stock_
 def test_sliding_layers_have_the_window_of_the_configuration(name: str) -> None:
     with attach(_case(name).model) as attachment:
         assert tuple(layer.window_tokens for layer in attachment.geometry.layers) == FAMILIES[name].windows
+
+
+@pytest.mark.parametrize(("window_tokens", "found"), [(512, None), (2048, None), (511, 511)])
+def test_a_window_as_wide_as_what_the_model_was_trained_on_is_none(
+    window_tokens: int, found: int | None
+) -> None:
+    """Phi-3-mini-128k names 262,144 tokens of 131,072; without memory it would recall nothing."""
+    model = tiny_model("phi3-sliding", sliding_window=window_tokens)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).eval()
+    outline = outline_of(empty, device=torch.device("cpu"), dtype=torch.float32)
+    with attach(model) as attachment:
+        assert attachment.geometry.trained_tokens == 512
+        for geometry in (attachment.geometry, outline.geometry):
+            assert [layer.window_tokens for layer in geometry.layers] == [found] * 3
+            assert geometry.has_memory == (found is None)
 
 
 def test_rotation_and_windows_matter_to_these_models() -> None:

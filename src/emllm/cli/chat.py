@@ -211,7 +211,7 @@ class Conversation:
 
 def is_typed() -> bool:
     """Whether messages come from a person, one after the other."""
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def messages() -> Iterator[str]:
@@ -219,7 +219,7 @@ def messages() -> Iterator[str]:
     if not is_typed():
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
-        for line in sys.stdin:
+        for line in sys.stdin or ():  # none at all where it is closed
             yield line.rstrip("\r\n")
         return
     import readline  # noqa: F401  (input() edits lines once it is imported)

@@ -5,6 +5,7 @@ This module does not know how anything is run or scored.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,13 +69,14 @@ def tabulated(found: Mapping[str, Any]) -> str:
 
 
 def _cell(one: Mapping[str, Any] | None, metric: str) -> str:
-    """A mean in per cent, or in nats where it is surprise; marked where samples failed."""
+    """A mean in per cent, or a perplexity; marked where samples failed."""
     if one is None:
         return "-"
     mark = "*" if one["failed"] else ""
     if one["score"] is None:
         return f"-{mark}"
-    return f"{one['score']:.3f}{mark}" if metric == "perplexity" else f"{100 * one['score']:.1f}{mark}"
+    shown = math.exp(one["score"]) if metric == "perplexity" else 100 * one["score"]
+    return f"{shown:.1f}{mark}"
 
 
 def described_suites(

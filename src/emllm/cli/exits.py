@@ -5,6 +5,7 @@ Anything that is not foreseen here is a bug and keeps its traceback. This module
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,11 @@ from emllm.errors import EmllmError
 from emllm.machine import on_interrupt
 
 MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+#: What the machine refuses, and a user can change.
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 
 def run_politely(run: Callable[[], int]) -> int:
@@ -44,12 +50,16 @@ def complain(message: str, *, code: int = MISTAKE) -> int:
 
 
 def _foreseen(error: BaseException) -> str | None:
-    """What to say of an exception that is no bug: wrong usage, and no memory left."""
+    """What to say of an exception that is no bug: wrong usage, what the machine refuses, no memory left."""
     import typer
 
     # Typer 0.29 has its own copy of click; the base of its public BadParameter is UsageError in each.
     if isinstance(error, typer.BadParameter.__bases__[0]):
         return f"{error.format_message()} (-h shows the usage)"  # type: ignore[attr-defined]
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        if error.filename is None:  # what was printed could not be: Python would try again at the end
+            _give_up_output()
+        return f"{error.filename or 'output'}: {os.strerror(error.errno)}"
     words = str(error)
     is_torch = isinstance(error, RuntimeError) and (
         type(error).__name__ == "OutOfMemoryError"
@@ -63,9 +73,14 @@ def _foreseen(error: BaseException) -> str | None:
 
 
 def _pipe_closed() -> int:
-    """The reader of stdout is gone: nothing more can be said, and Python's own flush must not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """The reader of stdout is gone: nothing more can be said."""
+    _give_up_output()
     return PIPE_CLOSED
+
+
+def _give_up_output() -> None:
+    """Nothing more is printed on stdout, so that Python's own flush at the end does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

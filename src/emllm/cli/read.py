@@ -123,6 +123,14 @@ def unread(documents: Sequence[Document], stored: Stored | None, *, into: Path) 
     return [first, *(document for document in pending if document is not first)]
 
 
+def _share_left(document: Document, stored: Stored | None) -> float:
+    """Which part of a document the memory lacks: all of it, or the rest of one that was begun."""
+    begun = None if stored is None else stored.unfinished
+    if begun is None or begun.sha256 != hashlib.sha256(document.text.encode()).hexdigest():
+        return 1.0
+    return 1 - (begun.stop - begun.start) / begun.num_tokens
+
+
 def check_disk(
     pending: Sequence[Document],
     stored: Stored | None,
@@ -152,7 +160,10 @@ def check_disk(
         resolved = config.resolve(
             trained_tokens=outline.geometry.trained_tokens, num_layers=outline.geometry.num_layers
         )
-        lengths = [int(len(document.text.encode()) / BYTES_PER_TOKEN) + 1 for document in pending]
+        lengths = [
+            int(_share_left(document, stored) * len(document.text.encode()) / BYTES_PER_TOKEN) + 1
+            for document in pending
+        ]
         needs = Needs(
             outline, resolved, Workload(sum(lengths), max(lengths), 1.0, num_documents=len(lengths))
         )

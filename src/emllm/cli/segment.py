@@ -105,6 +105,9 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise ConfigError(f"{path}: a folder, not a file to write")
+    path = path.resolve()  # of a link, what it leads to
+    if _is_device(path):
+        return
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent):
             return
@@ -132,15 +135,26 @@ def render(text: SegmentedText, form: str) -> bytes:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file aside and rename it, so that what is there is never half; Ctrl-C leaves nothing aside.
 
+    A link goes on leading to what it leads to, and what is no file, as /dev/stdout, is written to as it is.
+
     Raises:
         ConfigError: the disk is full, or the folder has become unwritable.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    target = path.resolve()
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
     with on_interrupt(signal.default_int_handler):
         try:
-            aside.write_bytes(data)
-            aside.replace(path)
+            if _is_device(target):
+                target.write_bytes(data)
+            else:
+                aside.write_bytes(data)
+                aside.replace(target)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written, {error.strerror}") from error
         finally:
             aside.unlink(missing_ok=True)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether something is there that is no file: a device, a pipe."""
+    return path.exists() and not path.is_file()

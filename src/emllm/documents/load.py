@@ -20,6 +20,7 @@ from emllm.documents.readers import READERS
 from emllm.documents.source import check_size, printable, read_file, read_stdin, reason
 from emllm.documents.text import may_be_text, normalise
 from emllm.errors import EmllmError, MissingExtraError, SourceError
+from emllm.store.place import is_memory
 
 #: Default limit per source: 1 GiB, about 250 million tokens of English.
 MAX_BYTES = 2**30
@@ -141,7 +142,10 @@ def _seems_readable(path: str) -> bool:
 
 
 def _files_below(folder: str, skipped: list[str]) -> list[str]:
-    """Files that are not hidden, sorted by folder and name; links to folders are not followed."""
+    """Files that are not hidden, sorted by folder and name, but for those of memories.
+
+    Links to folders are not followed.
+    """
     paths: list[str] = []
 
     def note(error: OSError) -> None:
@@ -155,9 +159,15 @@ def _files_below(folder: str, skipped: list[str]) -> list[str]:
                 skipped.append(f"{printable(path)}: hidden (skipped)")
             elif is_folder and os.path.islink(path):
                 skipped.append(f"{printable(path)}: link to a folder (skipped)")
+            elif is_folder and is_memory(path):
+                skipped.append(f"{printable(path)}: a memory (skipped)")
             elif not is_folder:
                 paths.append(path)
-        folder_names[:] = [name for name in folder_names if not name.startswith(".")]
+        folder_names[:] = [
+            name
+            for name in folder_names
+            if not name.startswith(".") and not is_memory(os.path.join(parent, name))
+        ]
     return sorted(paths, key=lambda path: PurePath(path).parts)
 
 

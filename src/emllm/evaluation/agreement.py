@@ -52,13 +52,13 @@ def _of_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         for setting, value in now[name].items():
             if setting not in GROWING and before[name].get(setting) != value:
                 return f"task {name} had {setting}={before[name].get(setting)!r}, has {value!r}"
-        differs = _of_libraries(before[name], now[name]) or _of_samples(before[name], now[name])
+        differs = of_libraries(before[name], now[name]) or _of_samples(before[name], now[name])
         if differs is not None:
             return f"task {name} {differs}"
     return None
 
 
-def _of_libraries(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def of_libraries(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Scored with another version of a package; older runs do not tell theirs."""
     known = before.get("libraries", {})
     for package, version in now.get("libraries", {}).items():

@@ -65,6 +65,7 @@ def _bytes(lines: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _write(into: Path, files: Mapping[str, bytes]) -> None:
     """A folder that is whole when it has its name."""
+    into = into.absolute()  # "." has no name
     building = into.with_name(f"{into.name}.merging")
     with disk.translated("write", into):
         shutil.rmtree(building, ignore_errors=True)

@@ -221,8 +221,9 @@ def parse_row(text: str) -> Row:
         return replace(ROWS[preset], name=name, settings={**ROWS[preset].settings, **settings}, said=said)
     preset, _, variant = preset.partition(":")
     kind = "full" if preset == "full" else "memory"
-    if kind == "full" and settings:
-        raise ConfigError(f"row {name}: full attention has no settings, got {', '.join(settings)}")
+    if kind == "full" and (settings or variant):
+        said_too = ", ".join([*([variant] if variant else []), *settings])
+        raise ConfigError(f"row {name}: full attention has no variants or settings, got {said_too}")
     return Row(name, kind, preset, variant or None, settings, said=said)
 
 

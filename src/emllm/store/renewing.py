@@ -27,6 +27,7 @@ def renewed(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: the memory is damaged, in use, or was written meanwhile, or the disk is full.
     """
+    path = path.absolute()  # "." has no name
     building = path.with_name(f"{path.name}.reread")
     with suppress(FileNotFoundError):
         shutil.rmtree(building)

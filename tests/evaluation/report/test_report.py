@@ -357,6 +357,31 @@ def test_folders_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     asked = {name: {**task, "questions": 3} for name, task in asked.items()}
     with pytest.raises(StoreError, match=r"task 'a/one' is not the same in .*one and .*two"):
         write_report([one, run_folder(tmp_path / "two", lines, tasks=asked)], tmp_path / "out")
+    with pytest.raises(StoreError, match=r"a/one-2 is another text in .*two than in .*one: they"):
+        of_other_data = ["00", "11", "33", "33", "44", "55"]
+        folders = [
+            run_folder(
+                tmp_path / name,
+                [it for it in planted({("a/one", row): [0.5] * 6}) if it["row"] == row],
+                tasks={"a/one": {**asked["a/one"], "questions": None, "samples": " ".join(digests)}},
+            )
+            for name, row, digests in (
+                ("one", "full", ["00", "11", "22", "33", "44", "55"]),
+                ("two", "default", of_other_data),
+            )
+        ]
+        write_report(folders, tmp_path / "out")
+    with pytest.raises(StoreError, match=r"task 'a/one' is not the same .*: it was scored with rouge"):
+        folders = [
+            run_folder(
+                tmp_path / name,
+                planted({("a/one", row): [0.5] * 6}),
+                tasks={"a/one": {**asked["a/one"], "questions": None, "libraries": {"rouge": version}}},
+            )
+            for name, row, version in (("one", "full", "2"), ("two", "default", "1"))
+        ]
+        write_report(folders, tmp_path / "out")
+    run_folder(tmp_path / "one", lines)
     with pytest.raises(ConfigError, match="reference must be one of full, default, em-llm, got 'x'"):
         write_report([one], tmp_path / "out", reference="x")
     with pytest.raises(ConfigError, match="at least one run folder"):

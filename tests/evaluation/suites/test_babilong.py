@@ -119,7 +119,7 @@ def test_the_same_seed_makes_the_same_samples_and_another_one_others(own_data: P
 def test_a_limit_is_of_each_length(own_data: Path) -> None:
     needs = SampleNeeds(own_data, words, lengths=(300, 600), num_samples=3, limit=2)
     found = [sample.sample_id for sample in samples(TASKS["qa1"], needs)]
-    assert found == ["300-0", "300-1", "600-0", "600-1"]
+    assert found == ["qa1-300-0", "qa1-300-1", "qa1-600-0", "qa1-600-1"]
 
 
 def test_a_sample_does_not_depend_on_how_many_are_made(own_data: Path) -> None:
@@ -161,5 +161,5 @@ def test_without_a_data_folder_the_published_length_below_is_read(monkeypatch: p
     monkeypatch.setattr("emllm.evaluation.suites.babilong.records", from_hub)
     found = list(samples(TASKS["qa1"], SampleNeeds(None, words, lengths=(9000, 131072), num_samples=2)))
     assert [task.source["subset"] for task in asked] == ["8k", "128k"]
-    assert [s.sample_id for s in found] == ["9000-0", "9000-1", "131072-0", "131072-1"]
+    assert [s.sample_id for s in found] == ["qa1-9000-0", "qa1-9000-1", "qa1-131072-0", "qa1-131072-1"]
     assert found[0].questions[0].answers == ("office",)

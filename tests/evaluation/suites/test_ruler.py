@@ -17,7 +17,7 @@ from emllm.evaluation.suites.ruler import samples
 from emllm.evaluation.suites.ruler_counts import zeta
 from emllm.evaluation.task import Task, parse_task, tasks_of
 
-TASKS = {task.name.partition("/")[2]: task for task in tasks_of("ruler")}
+TASKS = {task.name.partition("/")[2]: task for suite in ("ruler", "ruler-files") for task in tasks_of(suite)}
 NEEDLES = sorted(name for name in TASKS if name.startswith("niah") and "official" not in name)
 MADE = [*NEEDLES, "vt", "cwe", "fwe"]
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
@@ -87,7 +87,7 @@ def stories(tmp_path: Path) -> Path:
 
 
 def test_all_thirteen_tasks_of_ruler_are_there():
-    assert {*MADE, "qa_1", "qa_2"} <= set(TASKS)
+    assert {task.name for task in tasks_of("ruler")} == {f"ruler/{name}" for name in (*MADE, "qa_1", "qa_2")}
     assert len({*MADE, "qa_1", "qa_2"}) == 13
     tokens = {name: TASKS[name].answer_tokens for name in ("niah_single_1", "vt", "cwe", "fwe", "qa_1")}
     assert tokens == {"niah_single_1": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emllm.errors import ConfigError, StoreError
-from emllm.evaluation.agreement import GROWING
+from emllm.evaluation.agreement import GROWING, of_libraries, samples_of
 from emllm.evaluation.report.records import PERPLEXITY, Cost, Record, RunFolder
 
 #: The row that others are compared with unless one is asked for, the first that a run has.
@@ -149,6 +149,7 @@ def _comparison(runs: list[RunFolder], names: Counter[str], reference: str | Non
     records: dict[tuple[str, str], list[Record]] = {}
     for record in (record for run in runs for record in run.records):
         records.setdefault((record.task, record.row), []).append(record)
+    _refuse_other_samples(runs)
     for (task, row), found in records.items():
         _refuse_twice(task, row, found, runs)
         found.sort(key=lambda record: (record.index, record.sample))
@@ -176,9 +177,11 @@ def _merged(runs: Iterable[RunFolder], kind: str) -> dict[str, Mapping[str, Any]
     for run in runs:
         for name, value in run.about[kind].items():
             known = merged.setdefault(name, value)
-            if _settled(known) != _settled(value):
+            differs = of_libraries(value, known) if kind == "tasks" else None
+            if differs is not None or _settled(known) != _settled(value):
                 one, other = first[name].folder, run.folder
-                raise StoreError(f"{kind[:-1]} {name!r} is not the same in {one} and {other}")
+                why = f": it {differs}" if differs else ""
+                raise StoreError(f"{kind[:-1]} {name!r} is not the same in {one} and {other}{why}")
             merged[name] = max(known, value, key=lambda it: it.get("num_samples", 0))
             first.setdefault(name, run)
     return merged
@@ -187,6 +190,23 @@ def _merged(runs: Iterable[RunFolder], kind: str) -> dict[str, Mapping[str, Any]
 def _settled(value: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same of a row or a task wherever it was run."""
     return {name: it for name, it in value.items() if name not in GROWING and it is not None}
+
+
+def _refuse_other_samples(runs: Iterable[RunFolder]) -> None:
+    """Samples of one name are one text: another number of samples, or other data, makes others."""
+    known: dict[tuple[str, str], tuple[str, RunFolder]] = {}
+    for run in runs:
+        digests = {task: samples_of(facts) for task, facts in run.about["tasks"].items()}
+        for record in run.records:
+            of_task = digests.get(record.task, [])
+            if record.index >= len(of_task):  # older runs do not tell
+                continue
+            digest, first = known.setdefault((record.task, record.sample), (of_task[record.index], run))
+            if digest != of_task[record.index]:
+                raise StoreError(
+                    f"{record.task} / {record.sample} is another text in {run.folder} than in "
+                    f"{first.folder}: they were run with other data, or another number of samples"
+                )
 
 
 def _refuse_twice(task: str, row: str, records: list[Record], runs: list[RunFolder]) -> None:

@@ -28,6 +28,7 @@ from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.suites.background import background, fitting, planted, planting_tokens
 from emllm.evaluation.suites.depths import placed
 from emllm.evaluation.suites.files import records
+from emllm.evaluation.suites.made import sample_name
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
 
@@ -142,7 +143,9 @@ def _made(task: Task, needs: SampleNeeds, story: Story, length: int, index: int)
     asked = _question(task, story, placed([100 * text.depths[idx] for idx in story.supporting]))
     positions = [text.starts[idx] for idx in story.supporting]
     facts = {"length": length, "facts": len(story.facts), "positions": positions}
-    return Sample(f"{length}-{index}", task.split_prompt()[0], text.text.rstrip(), (asked,), facts)
+    return Sample(
+        sample_name(task, length, index), task.split_prompt()[0], text.text.rstrip(), (asked,), facts
+    )
 
 
 def _question(task: Task, story: Story, facts: dict[str, object]) -> Question:
@@ -160,4 +163,6 @@ def _published(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
         for index, record in enumerate(islice(records(there, needs), needs.num_wanted)):
             asked = _question(task, Story((), record["question"], record["target"], ()), {})
             before = task.split_prompt()[0]
-            yield Sample(f"{length}-{index}", before, record["input"], (asked,), {"length": length})
+            yield Sample(
+                sample_name(task, length, index), before, record["input"], (asked,), {"length": length}
+            )

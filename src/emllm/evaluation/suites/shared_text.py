@@ -23,6 +23,7 @@ from emllm.errors import ConfigError
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.suites.background import Planted, background, fitting, planted, planting_tokens
 from emllm.evaluation.suites.depths import placed
+from emllm.evaluation.suites.made import sample_name
 from emllm.evaluation.suites.made_names import Names
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
@@ -84,7 +85,7 @@ def _made(task: Task, needs: SampleNeeds, kinds: tuple[str, ...], *, length: int
     questions = tuple(_question(task, one, text) for one in asked)
     before = task.split_prompt()[0]
     about = {"length": length, "facts": len(facts), "records": num_records}
-    return Sample(f"{length}-{index}", before, text.text.rstrip(), questions, about)
+    return Sample(sample_name(task, length, index), before, text.text.rstrip(), questions, about)
 
 
 def _prompt_tokens(task: Task, needs: SampleNeeds, asked: Sequence[Asked]) -> int:
