@@ -312,6 +312,15 @@ class TestMistakes:
         assert str(memory) in refuses("ask", memory, "Who?")
 
 
+    @pytest.mark.parametrize("texts", [True, False])
+    def test_documents_that_were_to_be_talked_about_say_how(
+        self, refuses, memory: Path, story: Path, texts: bool
+    ) -> None:
+        """`chat TEXT --save MEM`, left before the first question, and the same command again."""
+        said = refuses("chat", *([story] if texts else []), "--save", memory)
+        assert said.endswith(f"keep it so with: emllm chat {memory} --save NEW")
+
+
 class TestAsking:
     def test_a_stored_memory_answers_as_the_text_does_and_stays_as_it_is(
         self, run, memory: Path, story: Path, model

@@ -134,14 +134,15 @@ def _saved(save: Path, source: Stored | None, sources: list[str]) -> Stored | No
         return None
     if source is not None and saved.header.get("parent") != source.uuid:
         raise InputError(f"{save} is a memory, but no conversation that began with {source.path}")
+    if saved.contents.documents and not saved.is_conversation and "parent" not in saved.header:
+        rest = "" if saved.unfinished is None else f"emllm read {saved.unfinished.name} --into {save}, then "
+        raise InputError(
+            f"{save} holds documents and no conversation, which would end its reading; keep it so with: "
+            f"{rest}emllm chat {save} --save NEW"
+        )
     if sources and source is None:
         raise InputError(
             f"{save} is a memory already; go on with it, without texts: emllm chat --save {save}"
-        )
-    if saved.contents.documents and not saved.is_conversation and "parent" not in saved.header:
-        raise InputError(
-            f"{save} holds documents and no conversation, which would end its reading; keep it so with: "
-            f"emllm chat {save} --save NEW"
         )
     return saved
 

@@ -254,6 +254,15 @@ def test_failures_are_counted_and_never_scored(report, tmp_path: Path) -> None:
     assert "OutOfMemoryError: 24 GB asked" in text
 
 
+def test_an_average_over_fewer_samples_than_there_are_says_so(report, tmp_path: Path) -> None:
+    planted_scores = {(task, "full"): [1.0] * 3 + [None] * 7 for task in ("a/one", "a/two")}
+    planted_scores |= {(task, "default"): [1.0] * 3 + [0.0] * 7 for task in ("a/one", "a/two")}
+    report(planted(planted_scores))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "full rests on 6 of 20 samples: to be judged by its differences" in text
+    assert "default rests on" not in text
+
+
 def test_a_row_that_fails_everywhere_still_stands_in_the_report(report) -> None:
     numbers = report(planted({("a/one", "full"): [None] * 3, ("a/one", "default"): [0.5] * 3}))
     assert numbers["a/one", "full"]["mean"] == ""

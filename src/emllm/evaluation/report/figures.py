@@ -58,8 +58,26 @@ def _averages(comparison: Comparison, averages: Iterable[Average]) -> Section:
         missing = left_out(comparison, suite)
         if missing:
             blocks.append(f"{suite}: without {', '.join(missing)}, which not every row has a score for.")
+        blocks += _on_fewer_samples(comparison, [it for it in found.values() if it.suite == suite])
     table = Table("Averages", ("average", *_headings(comparison, rows), "tasks"), tuple(lines))
     return Section("Averages", (*blocks, table))
+
+
+def _on_fewer_samples(comparison: Comparison, averages: Iterable[Average]) -> list[Block]:
+    """Which rows of a suite's averages answered fewer samples than there are, as they failed in others."""
+    tasks: dict[str, set[str]] = {}
+    for average in averages:
+        tasks.setdefault(average.row, set()).update(average.tasks)
+    said: list[Block] = []
+    for row, averaged in tasks.items():
+        asked = sum(comparison.num_samples(task) for task in averaged)
+        answered = sum(len({sample for sample, _ in comparison.scores(task, row)}) for task in averaged)
+        if answered < asked:
+            said.append(
+                f"{row} rests on {answered} of {asked} samples: to be judged by its differences to another "
+                "row, which are over what both answered."
+            )
+    return said
 
 
 def _score_blocks(
