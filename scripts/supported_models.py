@@ -35,7 +35,9 @@ answers well. `default` is the embedded model itself, {default}, with logits up 
 
 "Difference" is the largest absolute difference of any logit to the stock model's, over 90 tokens read in
 chunks of 33, 17, 1 and 39, with a budget that covers them. "Greedy text" compares 12 tokens of `generate()`
-after a prompt of 40. "Layers" counts those with memory and those with a plain window of their own.
+after a prompt of 40. "Layers" counts those with memory and those with a plain window of their own. A window
+as wide as what the model was trained on, as Phi-3-mini-128k has, is none. A model whose layers all have a
+narrower one (Mistral-7B-v0.1) recalls nothing, and the command line says so.
 
 | family | class | layers with memory + window | rotation | difference | greedy text |
 |---|---|---|---|---|---|
