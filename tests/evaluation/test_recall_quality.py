@@ -324,9 +324,9 @@ class TestStudy:
 
         monkeypatch.setattr("emllm.evaluation.recall_needles.best_rank", noted)
         with tiny_lm() as lm:
-            RecallStudy(lm, MemoryConfig(**TINY), num_needles=2).read(Document("story.txt", story(1, 150)))
+            RecallStudy(lm, MemoryConfig(**TINY), num_needles=2).read(Document("story.txt", story(1, 240)))
             memory = lm.memory(config=MemoryConfig(**TINY))
-            text, needles = with_needles(story(1, 150), 2, seed="0/story.txt")
+            text, needles = with_needles(story(1, 240), 2, seed="0/story.txt")
             memory.read(text, name="story.txt")
             said = [lm.chat_format.decode(memory.token_ids(e.start, e.stop)) for e in memory.events()]
         for needle in needles:
