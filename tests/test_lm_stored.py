@@ -217,6 +217,16 @@ def test_what_was_begun_stays_begun_when_it_is_computed_anew(lm, tmp_path):
         assert record.stop - record.start == record.num_tokens > 64
 
 
+def test_a_memory_is_computed_anew_from_within_its_folder(lm, tmp_path, monkeypatch):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        (story,) = memory.read(STORY, name="story")
+        memory.read(OTHER, name="other")
+        memory.forget("story")
+    monkeypatch.chdir(tmp_path / "mem")
+    (record,) = lm.reread(".", story.start)
+    assert record.name == "other" and not verify(tmp_path / "mem")
+
+
 def test_a_conversation_stays_one_when_it_is_computed_anew(lm, tmp_path):
     with lm.memory(tmp_path / "mem", SMALL) as memory:
         (story,) = memory.read(STORY, name="story")
