@@ -311,7 +311,6 @@ class TestMistakes:
         (memory / "catalogue.sqlite").write_bytes(b"nothing of the kind" * 100)
         assert str(memory) in refuses("ask", memory, "Who?")
 
-
     @pytest.mark.parametrize("texts", [True, False])
     def test_documents_that_were_to_be_talked_about_say_how(
         self, refuses, memory: Path, story: Path, texts: bool

@@ -64,20 +64,22 @@ def _averages(comparison: Comparison, averages: Iterable[Average]) -> Section:
 
 
 def _on_fewer_samples(comparison: Comparison, averages: Iterable[Average]) -> list[Block]:
-    """Which rows of a suite's averages answered fewer samples than there are, as they failed in others."""
+    """Which rows of a suite's averages answered fewer samples than there are."""
     tasks: dict[str, set[str]] = {}
     for average in averages:
         tasks.setdefault(average.row, set()).update(average.tasks)
-    said: list[Block] = []
+    fewer = []
     for row, averaged in tasks.items():
         asked = sum(comparison.num_samples(task) for task in averaged)
         answered = sum(len({sample for sample, _ in comparison.scores(task, row)}) for task in averaged)
         if answered < asked:
-            said.append(
-                f"{row} rests on {answered} of {asked} samples: to be judged by its differences to another "
-                "row, which are over what both answered."
-            )
-    return said
+            fewer.append(f"{row} ({answered} of {asked})")
+    if not fewer:
+        return []
+    return [
+        f"On fewer samples than there are rest {', '.join(fewer)}: to be judged by their differences to "
+        "another row, which are over what both answered."
+    ]
 
 
 def _score_blocks(
