@@ -250,7 +250,8 @@ class Asking:
             *map(tuple, known[events].clip(frame.text_start, talk.start).tolist()),
             *((one.start, one.stop) for one in (*ends, talk)),
         ]
-        joined = joined_spans(np.array(sorted(span for span in spans if span[0] < span[1])))
+        there = sorted(span for span in spans if span[0] < span[1])
+        joined = joined_spans(np.array(there, dtype=np.int64).reshape(-1, 2))
         pieces = [memory.kept_ids(start, stop) for start, stop in joined]
         ids: list[int] = []
         followed_by = [*pieces[1:], prompt_ids][: len(pieces)]

@@ -145,7 +145,8 @@ def test_a_free_row_may_be_a_search():
         ("mine=default,gama=1", "unknown setting 'gama'"),
         ("mine=default,gamma", "setting=value"),
         ("mine=default,gamma=1,gamma=2", "gamma is set twice"),
-        ("mine=full,gamma=1", "full attention has no settings"),
+        ("mine=full,gamma=1", "full attention has no variants or settings, got gamma"),
+        ("mine=full:SM", "full attention has no variants or settings, got SM"),
     ],
 )
 def test_a_wrong_free_row_is_refused(text, said):
