@@ -26,9 +26,28 @@ def spans(memory):
     return [(event.start, event.stop) for event in memory.events()]
 
 
+class StopReadingError(Exception):
+    pass
+
+
+def stopping_after(num_tokens):
+    """A progress callback that ends reading."""
+
+    def progress(now):
+        if now.num_read >= num_tokens:
+            raise StopReadingError
+
+    return progress
+
+
 def answer(lm, memory, question="Who loved to play?"):
     found = lm.ask(memory, question, sampling=SHORT)
     return found.text, found.evidence
+
+
+def state(lm, memory):
+    """Events, tokens, surprise to the bit, and an answer."""
+    return spans(memory), memory.token_ids().tolist(), memory.surprise().tobytes(), answer(lm, memory)
 
 
 def test_a_memory_in_a_folder_answers_as_one_in_ram_before_and_after_it_is_reopened(lm, tmp_path):
@@ -49,24 +68,14 @@ def test_a_memory_in_a_folder_answers_as_one_in_ram_before_and_after_it_is_reope
 
 
 def test_reading_goes_on_where_it_was_interrupted_and_ends_the_same(lm, tmp_path):
-    class StopError(Exception):
-        pass
-
-    def stop_after(num):
-        def progress(now):
-            if now.num_read >= num:
-                raise StopError
-
-        return progress
-
     with lm.memory(tmp_path / "whole", SMALL) as whole:
         whole.read(STORY, name="story")
         whole.read(OTHER, name="other")
-        expected = spans(whole), whole.token_ids().tolist(), whole.surprise().tobytes(), answer(lm, whole)
+        expected = state(lm, whole)
     for num in (32, 64, 96):
         memory = lm.memory(tmp_path / "parts", None if num > 32 else SMALL)
-        with pytest.raises(StopError), memory:
-            memory.read(STORY, name="story", progress=stop_after(num))
+        with pytest.raises(StopReadingError), memory:
+            memory.read(STORY, name="story", progress=stopping_after(num))
     with lm.memory(tmp_path / "parts") as memory:
         assert memory.document_being_read is not None
         with pytest.raises(InputError, match="read the rest of it"):
@@ -74,8 +83,7 @@ def test_reading_goes_on_where_it_was_interrupted_and_ends_the_same(lm, tmp_path
         memory.read(STORY, name="story")
         memory.read(OTHER, name="other")
         memory.read(OTHER, name="other")
-        found = spans(memory), memory.token_ids().tolist(), memory.surprise().tobytes(), answer(lm, memory)
-    assert found == expected
+        assert state(lm, memory) == expected
 
 
 def test_a_thousand_questions_leave_the_bytes_of_a_memory_as_they_were(lm, tmp_path):
@@ -135,7 +143,7 @@ def _interrupted(*args):
 def test_a_commit_that_fails_half_way_is_not_written_and_can_be_done_again(lm, tmp_path, monkeypatch):
     with lm.memory(tmp_path / "whole", SMALL) as whole:
         whole.read(STORY, name="story")
-        expected = spans(whole), whole.token_ids().tolist(), whole.surprise().tobytes(), answer(lm, whole)
+        expected = state(lm, whole)
     calls = 0
 
     def fails(*args, **kwargs):
@@ -152,26 +160,7 @@ def test_a_commit_that_fails_half_way_is_not_written_and_can_be_done_again(lm, t
     with lm.memory(tmp_path / "mem") as memory:
         assert 0 < memory.num_tokens < len(expected[1]) and not memory.verify()
         memory.read(STORY, name="story")
-        assert (
-            spans(memory),
-            memory.token_ids().tolist(),
-            memory.surprise().tobytes(),
-            answer(lm, memory),
-        ) == expected
-
-
-def stopping_after(num_tokens):
-    """A progress callback that ends reading."""
-
-    def progress(now):
-        if now.num_read >= num_tokens:
-            raise StopReadingError
-
-    return progress
-
-
-class StopReadingError(Exception):
-    pass
+        assert state(lm, memory) == expected
 
 
 def test_a_folder_of_texts_is_read_on_by_the_same_call(lm, tmp_path):

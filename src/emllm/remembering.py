@@ -6,7 +6,6 @@ This module does not know how a question is answered, nor where a memory is kept
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,9 @@ class DocumentReading:
         documents = documents_of(source, name)
         begun = memory.document_being_read
         # The rest of one that was begun comes first: nothing else can be read before.
-        order = sorted(range(len(documents)), key=lambda i: begun is None or not _is_of(begun, documents[i]))
+        order = sorted(
+            range(len(documents)), key=lambda i: begun is None or begun.sha256 != documents[i].sha256
+        )
         stored = {}
         for i in order:
             if memory.home is None:
@@ -85,30 +86,29 @@ class DocumentReading:
         """
         begun = memory.document_being_read
         for known in memory.documents:
-            if known is not begun and known.name == document.name and _is_of(known, document):
+            if known is not begun and known.name == document.name and known.sha256 == document.sha256:
                 return known
         if begun is None:
             self.open(memory)
             token_ids = self._token_ids(document, is_first=memory.dialogue == "opened")
-        elif _is_of(begun, document):
-            token_ids = self._rest(memory, begun, document)
-        else:
-            raise InputError(
-                f"{begun.name} was read up to token {begun.stop - begun.start:,} of {begun.num_tokens:,}; "
-                f"read the rest of it, or forget it, before {document.name}"
-            )
-        if begun is None:
             memory.begin_document(
                 DocumentRecord(
                     name=document.name,
                     start=memory.num_tokens,
                     stop=memory.num_tokens,
                     num_tokens=len(token_ids),
-                    sha256=_digest(document),
+                    sha256=document.sha256,
                     kind=document.kind,
                     num_bytes=document.num_bytes,
                     read_seconds=0.0,
                 )
+            )
+        elif begun.sha256 == document.sha256:
+            token_ids = self._rest(memory, begun, document)
+        else:
+            raise InputError(
+                f"{begun.name} was read up to token {begun.stop - begun.start:,} of {begun.num_tokens:,}; "
+                f"read the rest of it, or forget it, before {document.name}"
             )
         chunk = memory.config.chunk_tokens
         try:
@@ -148,15 +148,6 @@ class DocumentReading:
             f"{document.name}: the {len(read):,} tokens that were read of it are not those of its text now; "
             "forget it, and read it anew"
         )
-
-
-def _digest(document: Document) -> str:
-    return hashlib.sha256(document.text.encode()).hexdigest()
-
-
-def _is_of(record: DocumentRecord, document: Document) -> bool:
-    """Whether a record is of this text."""
-    return record.sha256 == _digest(document)
 
 
 def documents_of(source: Source, name: str | None) -> list[Document]:

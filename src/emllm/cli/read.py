@@ -5,7 +5,6 @@ This module does not know how anything is read or stored.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import signal
 import time
@@ -105,16 +104,15 @@ def unread(documents: Sequence[Document], stored: Stored | None, *, into: Path) 
     if stored is None:
         return list(documents)
     begun = stored.unfinished
-    digests = {document: hashlib.sha256(document.text.encode()).hexdigest() for document in documents}
     whole = [known for known in stored.contents.documents if known is not begun]
     known = {(one.name, one.sha256) for one in whole}
-    pending = [document for document in documents if (document.name, digests[document]) not in known]
+    pending = [document for document in documents if (document.name, document.sha256) not in known]
     for document in pending:
         if any(one.name == document.name for one in whole):
             remark(f"emllm: {document.name}: {into} holds another text of this name; it will hold both")
     if begun is None or not pending:
         return pending
-    first = next((document for document in pending if digests[document] == begun.sha256), None)
+    first = next((document for document in pending if document.sha256 == begun.sha256), None)
     if first is None:
         raise InputError(
             f"{into}: {begun.name} was read up to token {begun.stop - begun.start:,} of "
@@ -126,7 +124,7 @@ def unread(documents: Sequence[Document], stored: Stored | None, *, into: Path) 
 def _share_left(document: Document, stored: Stored | None) -> float:
     """Which part of a document the memory lacks: all of it, or the rest of one that was begun."""
     begun = None if stored is None else stored.unfinished
-    if begun is None or begun.sha256 != hashlib.sha256(document.text.encode()).hexdigest():
+    if begun is None or begun.sha256 != document.sha256:
         return 1.0
     return 1 - (begun.stop - begun.start) / begun.num_tokens
 

@@ -5,6 +5,8 @@ Does not know where documents come from (`load`) nor what becomes of them.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +28,11 @@ class Document:
     text: str
     kind: str = "text"
     num_bytes: int = 0
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the text: what a memory knows it by."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 class Loaded(NamedTuple):

@@ -152,6 +152,7 @@ def _files_below(folder: str, skipped: list[str]) -> list[str]:
         skipped.append(f"{printable(str(error.filename))}: cannot be read, {reason(error)} (skipped)")
 
     for parent, folder_names, file_names in os.walk(folder, onerror=note):
+        entered = []
         for name in sorted(folder_names + file_names):
             path = os.path.join(parent, name)
             is_folder = name in folder_names
@@ -161,13 +162,11 @@ def _files_below(folder: str, skipped: list[str]) -> list[str]:
                 skipped.append(f"{printable(path)}: link to a folder (skipped)")
             elif is_folder and is_memory(path):
                 skipped.append(f"{printable(path)}: a memory (skipped)")
-            elif not is_folder:
+            elif is_folder:
+                entered.append(name)
+            else:
                 paths.append(path)
-        folder_names[:] = [
-            name
-            for name in folder_names
-            if not name.startswith(".") and not is_memory(os.path.join(parent, name))
-        ]
+        folder_names[:] = entered
     return sorted(paths, key=lambda path: PurePath(path).parts)
 
 

@@ -25,7 +25,7 @@ from emllm.memory.indexing import graph_of_span, index_events
 from emllm.memory.layer import MemoryLayer
 from emllm.memory.placing import layer_shapes, tiers_for
 from emllm.memory.sealing import raw_units, seal
-from emllm.memory.staging import AttentionOptions, Observer, View
+from emllm.memory.staging import AttentionOptions, Observer, View, alive
 from emllm.memory.window import WindowLayer
 from emllm.recall.trace import RecallTrace, Usual
 from emllm.segmentation.key_graph import KeyGraph
@@ -108,12 +108,8 @@ class SequenceMemory:
 
     def kept_ids(self, start: int, stop: int) -> list[int]:
         """Ids of the tokens in a span of the log that were not forgotten."""
-        ids: list[int] = []
-        for hole_start, hole_stop in [*sorted(self.holes.tolist()), (stop, stop)]:
-            if start < min(hole_start, stop):
-                ids += self.token_ids(start, min(hole_start, stop)).tolist()
-            start = max(start, hole_stop)
-        return ids
+        kept: list[int] = self.token_ids(start, stop)[alive(start, stop, self.holes) - start].tolist()
+        return kept
 
     def surprise(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Surprise of the tokens in a span of the log, in nats; NaN for the first token of all."""

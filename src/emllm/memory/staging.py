@@ -50,11 +50,16 @@ class View:
 
     def alive(self, start: int, stop: int) -> NDArray[np.int64]:
         """The tokens of a span that were not forgotten."""
-        token_idx = np.arange(start, stop)
-        for hole_start, hole_stop in self.holes:
-            if hole_start < stop and start < hole_stop:
-                token_idx = token_idx[(token_idx < hole_start) | (token_idx >= hole_stop)]
-        return token_idx
+        return alive(start, stop, self.holes)
+
+
+def alive(start: int, stop: int, holes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The tokens of a span that lie in none of the holes ``[n, 2]``."""
+    token_idx = np.arange(start, stop)
+    for hole_start, hole_stop in holes:
+        if hole_start < stop and start < hole_stop:
+            token_idx = token_idx[(token_idx < hole_start) | (token_idx >= hole_stop)]
+    return token_idx
 
 
 @dataclass
