@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,3 +66,19 @@ def golden() -> Path:
 def generator() -> torch.Generator:
     """A seeded generator, so that no test touches the global one."""
     return torch.Generator().manual_seed(20240712)
+
+
+@pytest.fixture()
+def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without instructions for products in 16 bits."""
+    without = SimpleNamespace(
+        _is_mkldnn_bf16_supported=lambda: False, _is_mkldnn_fp16_supported=lambda: False
+    )
+    monkeypatch.setattr(torch.ops, "mkldnn", without)
+
+
+@pytest.fixture()
+def able_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with them."""
+    able = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True, _is_mkldnn_fp16_supported=lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", able)

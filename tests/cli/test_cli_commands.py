@@ -246,6 +246,18 @@ class TestDoctor:
         assert report["model"]["kv_bytes_per_token"] == 3 * 2 * (8 + 8) * 4
         assert "float32" in report["devices"][0]["dtypes"]
 
+    @pytest.mark.usefixtures("plain_processor")
+    def test_a_processor_that_emulates_is_said(self, run, tiny_model: Path) -> None:
+        shown = run("doctor", "--model", tiny_model)
+        assert "(slow: bfloat16, float16)" in shown.out and shown.err == ""
+        emulated = run("doctor", "--model", tiny_model, "--dtype", "bfloat16")
+        assert "this processor emulates bfloat16; float32" in emulated.err
+
+    @pytest.mark.usefixtures("able_processor")
+    def test_a_processor_that_does_not_is_not_said_to(self, run, tiny_model: Path) -> None:
+        ended = run("doctor", "--model", tiny_model, "--dtype", "bfloat16")
+        assert "slow" not in ended.out and ended.err == ""
+
     def test_a_model_that_cannot_be_used_is_said_and_is_exit_code_1(
         self, run, broken_models: dict[str, Path]
     ) -> None:

@@ -65,6 +65,16 @@ class TestRun:
         second = run("eval", "run", "tiny", *options, *model)
         assert first == second and first.code == 0
 
+    @pytest.mark.usefixtures("plain_processor")
+    def test_a_run_goes_on_in_its_own_dtype_on_another_processor(self, run, model, out: Path) -> None:
+        options = ("--tasks", "one", "--rows", "default", "--out", out, *model)
+        begun = run("eval", "tiny", *options, "--limit", 1, "--dtype", "bfloat16")
+        on = run("eval", "tiny", *options, "--limit", 2)
+        assert (begun.code, on.code) == (0, 0) and "emulates bfloat16" in on.err
+        assert json.loads((out / "run.json").read_text())["dtype"] == "bfloat16"
+        other = run("eval", "tiny", *options, "--limit", 2, "--dtype", "float32")
+        assert other.code == 2 and "bfloat16, this model has float32" in other.err
+
     def test_json_has_exactly_the_published_keys(self, run, model, out: Path) -> None:
         ended = run("eval", "tiny", "--tasks", "tiny/two", *ROW, "--out", out, *model, "--json")
         found = json.loads(ended.out)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, tiny_model, token_ids
-from tokenizers import Tokenizer, models, pre_tokenizers
+from saved_models import word_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -20,9 +20,7 @@ PARTS = {"architecture", "config", "weights", "tokenizer", "dtype"}
 
 
 def tiny_tokenizer(num_words: int = 40, **settings: str) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(num_words)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", pad_token="w1", **settings)
+    return word_tokenizer(num_words, pad_token="w1", **settings)
 
 
 class Table(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from families import tiny_model, token_ids
-from transformers import PreTrainedTokenizerFast
+from saved_models import save_tiny_model
 
 from emllm.config import MemoryConfig
 from emllm.errors import ConfigError, EmllmError, MissingExtraError, ModelError
@@ -26,22 +26,10 @@ needs_default = pytest.mark.skipif(
 )
 
 
-def save_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {f"w{i}": i for i in range(131)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model and a tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model("llama", dtype=torch.bfloat16).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture()
@@ -58,6 +46,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.mark.usefixtures("able_processor")
 def test_a_folder_gives_the_saved_model_in_its_dtype(saved: Path) -> None:
     model, tokenizer = load_model(saved, device="cpu")
     assert model.dtype == torch.bfloat16 and not model.training
@@ -192,6 +181,7 @@ def test_an_impossible_dtype_or_device_is_refused_before_loading(
 
 @needs_default
 @pytest.mark.slow
+@pytest.mark.usefixtures("able_processor")
 def test_the_default_is_unpacked_once_and_the_same_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

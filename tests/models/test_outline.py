@@ -39,6 +39,7 @@ def test_the_outline_of_a_family_is_the_geometry_of_the_loaded_model(name: str) 
             assert getattr(measured, part) == getattr(loaded, part), part
 
 
+@pytest.mark.usefixtures("able_processor")
 def test_a_saved_model_is_outlined_in_its_dtype_or_the_one_asked_for(tmp_path: Path) -> None:
     tiny_model("llama", dtype=torch.bfloat16).save_pretrained(tmp_path)
     located = Located(tmp_path)

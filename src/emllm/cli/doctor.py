@@ -80,15 +80,22 @@ def threads() -> dict[str, int]:
 
 
 def devices() -> list[dict[str, Any]]:
-    """Every device of torch, with the precisions in which it attends."""
+    """Every device of torch: the precisions in which it attends, and those that it emulates."""
     import torch
+
+    from emllm.models.precision import has_products
 
     places = [torch.device("cpu")]
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is not None:
         places += [torch.device(accelerator.type, i) for i in range(torch.accelerator.device_count())]
     return [
-        {"name": str(place), "is": _device_name(place), "dtypes": [d for d in DTYPES if _attends(place, d)]}
+        {
+            "name": str(place),
+            "is": _device_name(place),
+            "dtypes": [name for name in DTYPES if _attends(place, name)],
+            "emulated": [name for name in DTYPES if not has_products(getattr(torch, name), place)],
+        }
         for place in places
     ]
 
@@ -142,7 +149,8 @@ def lines(report: dict[str, Any]) -> list[str]:
     shown = [f"{name:<14}{version or 'missing'}" for name, version in report["versions"].items()]
     shown.append(f"{'threads':<14}{report['threads']['torch']} of torch, {report['threads']['cores']} cores")
     for place in report["devices"]:
-        shown.append(f"{place['name']:<14}{place['is']}: {', '.join(place['dtypes'])}")
+        slow = f" (slow: {', '.join(place['emulated'])})" if place["emulated"] else ""
+        shown.append(f"{place['name']:<14}{place['is']}: {', '.join(place['dtypes'])}{slow}")
     for name, free in report["bytes"].items():
         shown.append(f"{'free ' + name:<14}{free / 1e9:,.1f} GB")
     for name, missing in report["extras"].items():

@@ -124,6 +124,7 @@ def run(
     """
     chosen = settings_of_all_rows(settings)
     with working("looking at the tasks"):
+        from emllm.evaluation.results import dtype_of_run
         from emllm.evaluation.rows import rows_of
         from emllm.evaluation.wishes import RunWishes, chosen_tasks
 
@@ -143,7 +144,7 @@ def run(
         )
         wishes.check()
     place = out or default_folder(suites, wishes)
-    with opened_lm(model, device=device, dtype=dtype) as lm:
+    with opened_lm(model, device=device, dtype=dtype_of_run(place, dtype)) as lm:
         from emllm.evaluation.run import Run
 
         with progress_of(place) as on_step:

@@ -24,7 +24,13 @@ StoredModel = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps ...")]
-Dtype = Annotated[str, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="float32, bfloat16, float16 or auto: as saved, or float32 if the CPU emulates that.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer at most.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]

@@ -87,6 +87,7 @@ def opened_lm(model: str, *, device: str, dtype: str) -> Iterator[EpisodicLM]:
     """The model, loaded, with its memory's attention; given back at the end."""
     with working("loading the model"):
         from emllm.lm import EpisodicLM
+        from emllm.models.precision import has_products
 
         lm = EpisodicLM.from_pretrained(model, device=device, dtype=dtype)
     if not lm.geometry.has_memory:
@@ -95,6 +96,9 @@ def opened_lm(model: str, *, device: str, dtype: str) -> Iterator[EpisodicLM]:
             f"emllm: every layer of {model} attends to a window of {widest:,} tokens at most: "
             "nothing from further back is recalled"
         )
+    if not has_products(lm.geometry.dtype, lm.geometry.layers[0].device):
+        named = str(lm.geometry.dtype).removeprefix("torch.")
+        remark(f"emllm: this processor emulates {named}; float32 would be several times as fast")
     with lm:
         yield lm
 

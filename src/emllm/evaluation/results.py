@@ -63,6 +63,17 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
+def dtype_of_run(folder: Path, given: str) -> str:
+    """The dtype that the user names, or the one that the run in this folder was begun with, if there is one.
+
+    Raises:
+        ConfigError, SourceError: as `read_run`.
+    """
+    if given != "auto" or not (folder / RUN).is_file():
+        return given
+    return str(read_run(folder).get("dtype", given))
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file; one that was not finished is left out.
 

@@ -21,9 +21,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from emllm.errors import ConfigError, MissingExtraError, ModelError
+from emllm.models.precision import auto_dtype
 from emllm.models.silence import quiet_transformers
 
 #: The name that stands for the embedded model.
@@ -64,7 +71,8 @@ def load_model(
     Args:
         name: ``default``, a hub id, a local folder or a ``.gguf`` file.
         device: ``auto`` is the first accelerator, else the CPU.
-        dtype: ``auto`` is what the model was saved in; bfloat16 for GGUF files.
+        dtype: ``auto`` is what the model was saved in, bfloat16 for GGUF files; on a CPU without
+            instructions for products in that, float32 (`emllm.models.precision`).
         packed: leave a GGUF file's weights in their blocks, where transformers has a kernel for it;
             unpacked otherwise.
 
@@ -100,7 +108,9 @@ def _default(device: torch.device, dtype: torch.dtype | str) -> Loaded:
         try:
             _save(model, tokenizer, folder)
         except OSError:  # a read-only home: unpack every time
-            return (model if dtype == "auto" else model.to(dtype)).to(device), tokenizer
+            if not isinstance(dtype, torch.dtype):
+                dtype = auto_dtype(model.config, torch.bfloat16, device)
+            return model.to(device, dtype), tokenizer
     return _load(_Source("the default model", str(folder)), device=device, dtype=dtype, packed=False)
 
 
@@ -170,10 +180,11 @@ def _load(source: _Source, *, device: torch.device, dtype: torch.dtype | str, pa
     if source.gguf_file is not None:
         where["gguf_file"] = source.gguf_file
         how = _gguf_arguments(packed)
-        dtype = torch.bfloat16 if dtype == "auto" else dtype
     # a progress bar of the GGUF reader heeds no setting
     bars = redirect_stderr(io.StringIO()) if source.gguf_file is not None else nullcontext()
     with quiet_transformers(), bars:
+        if not isinstance(dtype, torch.dtype):
+            dtype = torch.bfloat16 if packed else _auto_dtype(source, where, device)
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 source.location, dtype=dtype, output_loading_info=True, **where, **how
@@ -188,6 +199,21 @@ def _load(source: _Source, *, device: torch.device, dtype: torch.dtype | str, pa
         except Exception as error:
             raise ModelError(f"{source.name} has no usable tokenizer: {_reason(error, where)}") from error
     return model.eval().to(device), tokenizer
+
+
+def _auto_dtype(source: _Source, where: dict[str, Any], device: torch.device) -> torch.dtype | str:
+    """`auto_dtype`; ``auto`` where that is what transformers makes of it anyway."""
+    try:
+        config = AutoConfig.from_pretrained(source.location, **where)
+    except Exception:  # noqa: BLE001 - loading says what is wrong
+        return "auto"
+    if source.gguf_file is not None:
+        return auto_dtype(config, torch.bfloat16, device)
+    saved = getattr(config, "dtype", None)  # None: the weights' own, which are looked at in loading
+    if not isinstance(saved, torch.dtype):
+        return "auto"
+    chosen = auto_dtype(config, saved, device)
+    return "auto" if chosen == saved else chosen
 
 
 def _is_hub_reachable(name: str) -> bool:

@@ -32,6 +32,7 @@ from emllm.models.load import (
     _Source,
     _source,
 )
+from emllm.models.precision import auto_dtype
 from emllm.models.self_check import NUM_TOKENS
 from emllm.models.silence import quiet_transformers
 from emllm.models.watch import WATCH_NAME, watching
@@ -91,7 +92,8 @@ class Located:
         config = self._fetch(AutoConfig, "configuration")
         if not isinstance(precision, torch.dtype):
             packed = torch.bfloat16 if self._source.gguf_file is not None else None
-            precision = packed or getattr(config, "dtype", None) or torch.float32
+            saved = packed or getattr(config, "dtype", None) or torch.float32
+            precision = auto_dtype(config, saved, place)
         with quiet_transformers():
             try:
                 with torch.device("meta"):
