@@ -10,7 +10,7 @@ from tests.support.tiny_suite import TEMPLATE, task
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from emllm.errors import InputError
-from emllm.evaluation.prompts import PromptFormat, prompt_format
+from emllm.evaluation.prompts import TODAY, PromptFormat, dateless, prompt_format
 from emllm.evaluation.samples import Question
 from emllm.models.chat import chat_format
 
@@ -70,6 +70,16 @@ def test_a_prompt_has_the_ids_of_the_chat_template(shared_data, words, name):
     span = layout.template(question, len(ids))
     assert ids[span.start :] == layout.piece(layout.before_answer)
     assert span.stop == len(ids)
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_a_prompt_is_the_same_on_every_day(shared_data, name):
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260K")
+    tokenizer.chat_template = CHAT_TEMPLATES[name]
+    today = dateless(chat_format(tokenizer))
+    assert ("Today is" not in today.opening_text) or TODAY in today.opening_text
+    again = dateless(chat_format(tokenizer, today="1 Jan 1970"))
+    assert (again.opening, again.before_answer) == (today.opening, today.before_answer)
 
 
 def test_newlines_at_the_end_of_a_text_are_other_ids_where_a_question_follows(layout):

@@ -21,6 +21,14 @@ CHAT_TEMPLATES = {
         "{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}\n\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:\n{% endif %}"
     ),
+    "dated and thoughtful": (
+        "{%- if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}"
+        "<|im_start|>system\nToday is {{ today }}.<|im_end|>\n"
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+        "{% endif %}"
+    ),
     "instructions": (
         "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>[INST]\n{{ m['content'] }} [/INST]"
         "{% else %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
@@ -32,5 +40,7 @@ def template_ids(tokenizer: Any, *turns: str) -> list[int]:
     """Ids of a conversation as one text, the user's turn first, up to where the assistant speaks."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
-    found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    found = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False, enable_thinking=False
+    )
     return list(found)

@@ -28,6 +28,9 @@ def first_difference(
     kinds = [str(run.get("device", "")).partition(":")[0] for run in (before, now)]
     if kinds[0] != kinds[1]:
         return f"device was {kinds[0]}, is {kinds[1]}"
+    templates = [run["chat"] for run in (before, now) if "chat" in run]  # older runs do not tell theirs
+    if any(template != templates[0] for template in templates):
+        return f"the chat template gave {templates[0]}, gives {templates[1]}"
     for name in _COMMON:
         if name not in ignoring and before.get(name) != now[name]:
             return f"{name} was {before.get(name)!r}, is {now[name]!r}"

@@ -20,7 +20,14 @@ import numpy as np
 from emllm.config import UNLIMITED_TOKENS
 from emllm.errors import SourceError, StoreError
 from emllm.evaluation.last_reading import LastReading, asked_with
-from emllm.evaluation.prompts import PromptFormat, prompt_format, text_of, until_stop, without_middle
+from emllm.evaluation.prompts import (
+    PromptFormat,
+    dateless,
+    prompt_format,
+    text_of,
+    until_stop,
+    without_middle,
+)
 from emllm.evaluation.rows import Row, attended_tokens
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.task import Task
@@ -108,6 +115,7 @@ class Answerer:
             shared, trained_tokens=geometry.trained_tokens, num_layers=geometry.num_layers
         )
         self._last = last or LastReading()
+        self._chat = dateless(lm.chat_format)
         if row.kind == "passages":
             # A wrong setting, or an embedding model that is not there, shows before the first sample.
             self._row = replace(row, settings=row.search_settings(shared))
@@ -121,7 +129,7 @@ class Answerer:
             InputError: a question is empty, or leaves no room for the text.
             SourceError: the text will not fit into memory.
         """
-        layout = prompt_format(self._lm.chat_format, task)
+        layout = prompt_format(self._chat, task)
         text_ids, questions = layout.cut(text_of(sample), sample.questions)
         tokens = len(layout.opening) + len(text_ids)
         if self._row.kind == "passages":
@@ -249,7 +257,6 @@ class Answerer:
         """
         begun = time.perf_counter() if begun is None else begun
         trace = memory.trace_recall()
-        chat = self._lm.chat_format
         marks: list[float] = []
         tokens = self._lm.asking.answer(
             memory,
@@ -264,7 +271,7 @@ class Answerer:
         )
         text, is_stopped = "", False
         with closing(_marked(tokens, marks)) as marked:
-            for piece in text_pieces(marked, chat.decode):
+            for piece in text_pieces(marked, self._chat.decode):
                 text, is_stopped = until_stop(text + piece, task.stops)
                 if is_stopped:
                     break

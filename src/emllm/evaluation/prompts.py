@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from emllm.errors import InputError
 from emllm.evaluation.samples import Question, Sample
 from emllm.evaluation.task import Task
-from emllm.models.chat import ChatFormat, before_any_text
+from emllm.models.chat import ChatFormat, before_any_text, chat_format
 
 #: Tokens at the end of a text that a question might change, and more.
 SEAM_TOKENS = 64
+#: What chat templates that tell the date are told in every run, whenever it goes on.
+TODAY = "26 Jul 2024"
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,17 @@ def text_of(sample: Sample, passages: str | None = None) -> str:
     return sample.before + (sample.text if passages is None else passages)
 
 
+def dateless(chat: ChatFormat) -> ChatFormat:
+    """A chat format that is the same on every day."""
+    return chat_format(chat.tokenizer, model_stop_ids=chat.stop_ids, today=TODAY)
+
+
 def prompt_format(chat: ChatFormat, task: Task) -> PromptFormat:
-    """The format of a task's prompts; without a template, or where the task wants none, the bare prompt."""
+    """The format of a task's prompts; without a template, or where the task wants none, the bare prompt.
+
+    Args:
+        chat: see `dateless`.
+    """
     tokenizer = chat.tokenizer
     if task.is_chat and getattr(tokenizer, "chat_template", None):
         return PromptFormat(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from emllm.analysis.segment import shown_name
+from emllm.evaluation.prompts import dateless
 from emllm.evaluation.results import FORMAT
 from emllm.lm import EpisodicLM
 
@@ -21,6 +22,7 @@ from emllm.lm import EpisodicLM
 def surroundings(lm: EpisodicLM) -> dict[str, Any]:
     """The part of ``run.json`` that tells of the model and the machine."""
     device = lm.geometry.layers[0].device
+    chat = dateless(lm.chat_format)
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -32,6 +34,7 @@ def surroundings(lm: EpisodicLM) -> dict[str, Any]:
         "model": lm.name,
         "model_title": shown_name(lm.name),
         "fingerprint": lm.fingerprint,
+        "chat": [chat.opening_text, chat.before_answer],
         "dtype": str(lm.geometry.dtype).removeprefix("torch."),
         "device": str(device),
         "threads": torch.get_num_threads(),

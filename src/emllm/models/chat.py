@@ -5,7 +5,9 @@ the documents, what stands between a question and its answer, and what leads fro
 next question. The cuts are found by rendering marks. The ids are those of the whole conversation as one
 text, except where a tokenizer joins the end of one piece with the beginning of the next (a last newline with
 a first one): there each piece keeps its own. Without a template a plain question-and-answer form is used.
-This module does not know memories.
+Models that may think before they answer are asked not to (`enable_thinking`), as an answer's tokens are few;
+the empty thought that some templates write for it stays before every answer. This module does not know
+memories.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ _DOCUMENT, _QUESTION, _ANSWER, _NEXT = (
     "\u2983say\u2984",
     "\u2983nxt\u2984",
 )
+#: What templates ask for the date, and what answers instead; the newline after it is not rendered.
+_NOW, _DATED = "strftime_now", "{{%- macro {}(format) -%}}{}{{%- endmacro %}}\n"
 #: Between one document and the next, and between passages that are read again.
 SEPARATOR = "\n\n"
 
@@ -85,11 +89,14 @@ def before_any_text(tokenizer: Any) -> tuple[int, ...]:
     return tuple(i for i in added if i != tokenizer.eos_token_id or i == tokenizer.bos_token_id)
 
 
-def chat_format(tokenizer: Any, *, model_stop_ids: frozenset[int] = frozenset()) -> ChatFormat:
+def chat_format(
+    tokenizer: Any, *, model_stop_ids: frozenset[int] = frozenset(), today: str | None = None
+) -> ChatFormat:
     """The chat format of a tokenizer.
 
     Args:
         model_stop_ids: ids at which the model's generation settings stop.
+        today: the date for templates that tell one; None: of this day.
 
     Raises:
         ModelError: the template does not show a user's words as they are.
@@ -107,8 +114,7 @@ def chat_format(tokenizer: Any, *, model_stop_ids: frozenset[int] = frozenset())
         )
     asked = [{"role": "user", "content": f"{_DOCUMENT}{_QUESTION}"}]
     more = [*asked, {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]
-    first = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    second = tokenizer.apply_chat_template(more, tokenize=False, add_generation_prompt=True)
+    first, second = (_rendered(tokenizer, messages, today) for messages in (asked, more))
     if any(mark not in second for mark in (_ANSWER, _NEXT)) or f"{_DOCUMENT}{_QUESTION}" not in first:
         raise ModelError("the chat template changes a user's words; it cannot be cut around documents")
     opening_text = first.split(_DOCUMENT)[0]
@@ -125,4 +131,17 @@ def chat_format(tokenizer: Any, *, model_stop_ids: frozenset[int] = frozenset())
         before_answer,
         before_next,
         model_stop_ids | own | special,
+    )
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], today: str | None) -> str:
+    """A conversation as text, up to where the assistant speaks."""
+    changed = {}
+    template = tokenizer.get_chat_template()
+    if today is not None and _NOW in template:
+        changed["chat_template"] = _DATED.format(_NOW, today) + template
+    return str(
+        tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **changed
+        )
     )
