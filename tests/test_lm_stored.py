@@ -140,6 +140,39 @@ def _interrupted(*args):
     raise KeyboardInterrupt
 
 
+def test_a_question_that_fails_changes_nothing_of_what_reading_on_recalls(lm, tmp_path):
+    for name, questions in (("undisturbed", []), ("asked", ["  "])):
+        with lm.memory(tmp_path / name, SMALL) as memory:
+            memory.read(STORY, name="story")
+            for question in questions:
+                with pytest.raises(InputError, match="must not be empty"):
+                    lm.answer(memory, question, sampling=SHORT)
+            memory.read(OTHER, name="other")
+    with lm.memory(tmp_path / "undisturbed") as undisturbed, lm.memory(tmp_path / "asked") as asked:
+        habits = [[layer._habit._num_recalls for layer in memory_layers(one)] for one in (asked, undisturbed)]
+        assert habits[0] == habits[1] and all(habits[1])
+        assert state(lm, asked) == state(lm, undisturbed)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_memory_that_was_closed_reads_nothing_more(lm, tmp_path, read_only):
+    lm.memory(tmp_path / "mem", SMALL).close()
+    memory = lm.memory(tmp_path / "mem", read_only=read_only)
+    memory.close()
+    memory.close()
+    refused = (
+        lambda: memory.read(STORY),
+        lambda: lm.answer(memory, "Who?", sampling=SHORT),
+        memory.flush,
+        memory.verify,
+        lambda: memory.forget("story"),
+    )
+    for use in refused:
+        with pytest.raises(StoreError, match="is closed; open it again"):
+            use()
+    assert memory.num_tokens == 0
+
+
 def test_a_commit_that_fails_half_way_is_not_written_and_can_be_done_again(lm, tmp_path, monkeypatch):
     with lm.memory(tmp_path / "whole", SMALL) as whole:
         whole.read(STORY, name="story")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.dims import Logits, Surprise, TokenIds
-from emllm.errors import InputError
+from emllm.errors import InputError, StoreError
 from emllm.machine import uninterrupted
 from emllm.memory.cutting import PieceOf
 from emllm.memory.events import Event
@@ -32,6 +33,11 @@ Reader = Callable[["EpisodicMemory", Any, str | None, Any], "list[DocumentRecord
 
 class Home(Protocol):
     """Where a memory is kept for good."""
+
+    @property
+    def path(self) -> Path:
+        """Of its folder."""
+        ...
 
     def check_writable(self) -> None:
         """Refuse where nothing can be added, before anything is computed.
@@ -60,6 +66,45 @@ class Home(Protocol):
     def close(self) -> None:
         """Let go of it."""
         ...
+
+
+class ClosedHome:
+    """The folder of a memory that was closed: nothing is kept there any more, so nothing is read either.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check_writable(self) -> None:
+        """Refuse.
+
+        Raises:
+            StoreError: always.
+        """
+        raise StoreError(f"{self.path}: is closed; open it again")
+
+    def committed(self, memory: EpisodicMemory) -> None:
+        """Refuse, as `check_writable` does."""
+        self.check_writable()
+
+    def flush(self, memory: EpisodicMemory) -> None:
+        """Refuse, as `check_writable` does."""
+        self.check_writable()
+
+    def verify(self) -> list[str]:
+        """Refuse, as `check_writable` does."""
+        self.check_writable()
+        return []
+
+    def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
+        """Refuse, as `check_writable` does."""
+        raise StoreError(f"{self.path}: is closed; open it again")
+
+    def close(self) -> None:
+        """It is."""
 
 
 class EpisodicMemory(SequenceMemory):
@@ -239,15 +284,16 @@ class EpisodicMemory(SequenceMemory):
     def close(self) -> None:
         """Flush, and let go of the folder that the memory lives in; without one nothing happens.
 
-        Of a memory that is not whole (`check_whole`), the folder keeps what was durable before.
+        Nothing can be added to it afterwards. Of a memory that is not whole (`check_whole`), the folder keeps
+        what was durable before.
         """
-        if self.home is not None:
+        if self.home is not None and not isinstance(self.home, ClosedHome):
             home = self.home
             try:
                 if not self._is_torn:
                     home.flush(self)
             finally:
-                self.home = None
+                self.home = ClosedHome(home.path)
                 home.close()
 
     def verify(self) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,6 +96,11 @@ class FolderHome:
         memory.home = self
         for layer in memory._memory_layers:
             layer.journal = []
+
+    @property
+    def path(self) -> Path:
+        """Of the folder."""
+        return self._folder.path
 
     def check_writable(self) -> None:
         """Nothing to refuse, until it is closed.

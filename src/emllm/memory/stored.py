@@ -100,6 +100,11 @@ class ReadOnlyHome:
     def __init__(self, folder: MemoryFolder) -> None:
         self._folder = folder
 
+    @property
+    def path(self) -> Path:
+        """Of the folder."""
+        return self._folder.path
+
     def check_writable(self) -> None:
         """Refuse.
 
