@@ -165,11 +165,21 @@ def test_progress_counts_up_to_all_tokens(lm):
     assert steps[-1].seconds_left == 0
 
 
-@pytest.mark.parametrize("bad", ["", "  \n "])
-def test_empty_text_and_empty_questions_are_refused(lm, memory, bad):
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ("", "must not be empty, got ''"),
+        ("  \n ", "must not be empty"),
+        ("Who\ud800?", "is not valid UTF-8: .* at character 3"),
+        (b"Who?", "must be a string, got bytes"),
+        (None, "must be a string, got NoneType"),
+        (["Who?"], "must be a string, got list"),
+    ],
+)
+def test_what_is_no_text_is_neither_read_nor_asked(lm, memory, bad, why):
+    with pytest.raises(InputError, match=f"text to read {why}"):
         lm.memory(config=SMALL).read(bad)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=f"a question {why}"):
         lm.ask(memory, bad)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import tiny_model, token_ids
 from tests.support.driven_memory import memory_layers
 from tests.support.stories import SHORT, SMALL, STORY
 
@@ -16,8 +17,11 @@ from emllm import Document, EpisodicLM, EpisodicMemory, MemoryConfig
 from emllm.errors import ConfigError, InputError, StoreError
 from emllm.memory.home import FolderHome
 from emllm.memory.indexing import index_events
+from emllm.reading import read_tokens
 from emllm.store.contents import DocumentRecord
+from emllm.store.log import PageMap
 from emllm.store.maintenance import clone, copy, verify
+from emllm.store.residency import Residency
 
 OTHER = "Tom had a red car. He went to the big shop with his mom. It was a very sunny day. " * 12
 
@@ -249,6 +253,19 @@ def test_a_memory_is_computed_anew_from_within_its_folder(lm, tmp_path, monkeypa
     assert record.name == "other" and not verify(tmp_path / "mem")
 
 
+@pytest.mark.parametrize("token", [-1, 1, 10**9])
+def test_nothing_is_computed_anew_from_within_a_document_or_beyond_the_end(lm, tmp_path, token):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(STORY, name="story")
+        memory.read(OTHER, name="other")
+        start = memory.documents[1].start
+        before = state(lm, memory)
+    with pytest.raises(InputError, match="no document begins at token"):
+        lm.reread(tmp_path / "mem", token if token != 1 else start + SMALL.chunk_tokens)
+    with lm.memory(tmp_path / "mem") as memory:
+        assert state(lm, memory) == before
+
+
 def test_a_conversation_stays_one_when_it_is_computed_anew(lm, tmp_path):
     with lm.memory(tmp_path / "mem", SMALL) as memory:
         (story,) = memory.read(STORY, name="story")
@@ -414,3 +431,44 @@ def test_ctrl_c_in_the_midst_of_a_chunk_waits_until_it_is_whole(lm, tmp_path, mo
         assert (spans(memory), answer(lm, memory)) == expected
     with lm.memory(tmp_path / "m", read_only=True) as memory:
         assert (spans(memory), answer(lm, memory)) == expected
+
+
+@pytest.mark.parametrize("codec", ["exact", "int8"])
+@pytest.mark.parametrize(("part", "name"), [(Residency, "admit"), (PageMap, "set")])
+def test_ctrl_c_while_pages_are_fetched_or_sealed_waits_until_they_are(
+    lm, tmp_path, monkeypatch, codec, part, name
+):
+    settings = dataclasses.replace(SMALL, codec=codec)
+    with lm.memory(tmp_path / "whole", settings) as undisturbed:
+        undisturbed.read(STORY, name="story")
+        expected = spans(undisturbed), answer(lm, undisturbed)
+    whole = getattr(part, name)
+
+    def interrupted(self, *args, **named):
+        monkeypatch.setattr(part, name, whole)
+        if name == "set":
+            signal.raise_signal(signal.SIGINT)  # the unit is sealed, its pages are not known
+            return whole(self, *args, **named)
+        slots = whole(self, *args, **named)
+        signal.raise_signal(signal.SIGINT)  # the pages have slots, and nothing in them
+        return slots
+
+    with lm.memory(tmp_path / "m", settings) as memory:
+        for _ in range(3):
+            monkeypatch.setattr(part, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                memory.read(STORY, name="story")
+                answer(lm, memory)
+        monkeypatch.setattr(part, name, whole)
+        memory.read(STORY, name="story")
+        assert (spans(memory), answer(lm, memory)) == expected
+
+
+@pytest.mark.parametrize("family", ["mistral-sliding", "mistral"])
+def test_a_lossy_memory_seals_whether_or_not_its_model_has_layers_that_recall(tmp_path, family):
+    model = tiny_model(family)
+    with EpisodicLM(model) as lm:
+        memory = lm.memory(config=dataclasses.replace(SMALL, codec="int8"))
+        read_tokens(model, lm.cache(memory), token_ids(model, 400)[0].tolist(), chunk_tokens=32)
+        sealed = memory._log.sealed_stop
+    assert sealed > 200

@@ -18,6 +18,7 @@ from typing import Any
 from emllm.answers import Answer, Evidence, Stats, peak_rss_bytes
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
+from emllm.documents.document import checked_text
 from emllm.errors import InputError, ModelError
 from emllm.evidence import evidence_of
 from emllm.generation import Sampling, text_pieces
@@ -163,16 +164,18 @@ class EpisodicLM:
         Works on a copy beside it, which the memory becomes when all is read; interrupted, it is as it was.
 
         Args:
-            token: where a document begins, or began before it was forgotten.
+            token: where a document begins, or began before it was forgotten, or where the documents end.
 
         Returns:
             The documents that were read again.
 
         Raises:
+            InputError: no document begins or began there.
             StoreError: the folder is in use, damaged or of another model, or the disk is full.
         """
         with renewed(Path(path)) as building:
             with self.memory(building, read_only=True) as old:
+                _check_start(old, token)
                 texts, unfinished, dialogue = old.texts_from(token), old.document_being_read, old.dialogue
             truncate(building, token)
             with self.memory(building) as memory:
@@ -291,8 +294,7 @@ class EpisodicLM:
         keep: bool,
     ) -> Generator[str, None, None]:
         """Ask and answer in place; the generated ids are appended to `ids`."""
-        if not question.strip():
-            raise InputError(f"a question must not be empty, got {question!r}")
+        checked_text(question, "a question")
         self._reading.open(memory)
         chat = self.chat_format
         is_first = memory.dialogue != "answered"
@@ -360,3 +362,14 @@ def _recorded(tokens: Iterator[int], ids: list[int]) -> Iterator[int]:
     for token in tokens:
         ids.append(token)
         yield token
+
+
+def _check_start(memory: EpisodicMemory, token: int) -> None:
+    """Refuse to compute anew from the midst of a document: its beginning would belong to none.
+
+    Raises:
+        InputError: no document begins or began there.
+    """
+    starts = {one.start for one in memory.documents} | {one.stop for one in memory.documents[-1:]}
+    if token not in starts and not any(low <= token < high for low, high in memory.holes):
+        raise InputError(f"no document begins at token {token}, or did before it was forgotten")

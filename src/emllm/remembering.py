@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emllm.attention.geometry import ModelGeometry
-from emllm.documents.document import Document
+from emllm.documents.document import Document, checked_text
 from emllm.documents.load import load_all
 from emllm.errors import InputError
 from emllm.machine import give_back_freed_memory
@@ -154,15 +154,13 @@ def documents_of(source: Source, name: str | None) -> list[Document]:
     """The documents of a file or folder, or a text as one.
 
     Raises:
-        InputError: the text is empty.
+        InputError: it is neither, or the text is blank or not valid Unicode.
     """
-    if isinstance(source, Document):
-        return [source]
     if isinstance(source, Path):
         return load_all([source]).documents
-    if not source.strip():
-        raise InputError(f"text to read must not be empty, got {source!r}")
-    return [Document(name or "text", source)]
+    document = source if isinstance(source, Document) else Document(name or "text", source)
+    checked_text(document.text, "text to read")
+    return [document]
 
 
 def counting(memory: EpisodicMemory, progress: ProgressCallback | None) -> ProgressCallback:

@@ -97,8 +97,8 @@ class TestQuestions:
 
     @pytest.mark.parametrize("question", ["", "  "])
     def test_an_empty_question_is_refused(self, refuses: Refuses, story: Path, question: str) -> None:
-        assert "question is empty" in refuses("ask", story, question)
-        assert "question is empty" in refuses("ask", story, "-q", question)
+        assert "the question must not be empty" in refuses("ask", story, question)
+        assert "the question must not be empty" in refuses("ask", story, "-q", question)
 
     def test_a_question_in_broken_unicode_is_refused(self, refuses: Refuses, story: Path) -> None:
         assert "not valid UTF-8" in refuses("ask", story, "Who is \udcff?")

@@ -12,9 +12,10 @@ import typer
 
 from emllm.cli import options
 from emllm.cli.settings import GivenSettings, with_settings
-from emllm.cli.sources import check_question, load_documents, opened_lm, read_documents
+from emllm.cli.sources import load_documents, opened_lm, read_documents
 from emllm.cli.stored import DEFAULT_MODEL, memory_among, opened_memory
 from emllm.cli.terminal import say, say_json
+from emllm.documents.document import checked_text
 from emllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,13 +95,13 @@ def split_words(words: list[str], questions: list[str]) -> tuple[list[str], list
         InputError: there is no question, or no source.
     """
     if questions:
-        return words, [check_question(question) for question in questions]
+        return words, [checked_text(question, "the question") for question in questions]
     sources, last = words[:-1], words[-1]
     if last == "-" or os.path.exists(last):
         raise InputError(f"no question: {last!r} is a source; put the question last or give it with -q")
     if not sources:
         raise InputError(f"no source, or no question: got only {last!r} (emllm ask SOURCE... QUESTION)")
-    return sources, [check_question(last)]
+    return sources, [checked_text(last, "the question")]
 
 
 def _answer_all(

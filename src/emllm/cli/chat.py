@@ -17,9 +17,10 @@ import typer
 
 from emllm.cli import options
 from emllm.cli.settings import GivenSettings, with_settings
-from emllm.cli.sources import check_question, load_documents, opened_lm, read_documents
+from emllm.cli.sources import load_documents, opened_lm, read_documents
 from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, opened_memory, prepare
 from emllm.cli.terminal import remark, say, say_json, working
+from emllm.documents.document import checked_text
 from emllm.errors import InputError
 from emllm.machine import on_interrupt
 
@@ -166,7 +167,7 @@ class Conversation:
             remark(HELP if message == "/help" else f"unknown command {message!r}; {HELP}")
         elif message.strip():
             try:
-                check_question(message)
+                checked_text(message, "the question")
             except InputError as error:
                 remark(f"emllm: {error}")
             else:

@@ -67,21 +67,6 @@ def _size_of(source: str, max_bytes: int) -> int:
     return os.path.getsize(source) if os.path.isfile(source) else 0
 
 
-def check_question(question: str) -> str:
-    """The question, if it is one.
-
-    Raises:
-        InputError: it is empty, or not valid Unicode.
-    """
-    if not question.strip():
-        raise InputError("the question is empty")
-    try:
-        question.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the question is not valid UTF-8: {question!r}") from error
-    return question
-
-
 @contextmanager
 def opened_lm(model: str, *, device: str, dtype: str) -> Iterator[EpisodicLM]:
     """The model, loaded, with its memory's attention; given back at the end."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from emllm.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,24 @@ class Loaded(NamedTuple):
 
     documents: list[Document]
     warnings: list[str]
+
+
+def checked_text(text: Any, what: str) -> str:
+    """The text, if it is one that a tokenizer takes.
+
+    Args:
+        what: it is, for the message: ``a question``.
+
+    Raises:
+        InputError: it is no string, blank, or has a lone surrogate.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{what} must be a string, got {type(text).__name__}")
+    if not text.strip():
+        raise InputError(f"{what} must not be empty, got {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"{text[error.start]!r} at character {error.start:,}"
+        raise InputError(f"{what} is not valid UTF-8: {where}") from error
+    return text

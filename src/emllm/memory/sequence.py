@@ -19,6 +19,7 @@ from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.dims import Logits, Surprise, TokenIds
 from emllm.errors import InputError
+from emllm.machine import uninterrupted
 from emllm.memory.cutting import EventCutter, PieceOf
 from emllm.memory.events import EventTable
 from emllm.memory.indexing import graph_of_span, index_events
@@ -126,7 +127,8 @@ class SequenceMemory:
             raise InputError("a chunk needs at least one token, got 0")
         self.abandon()
         self._pending = token_ids
-        if any(layer.will_recall(len(token_ids)) for layer in self._memory_layers):
+        layers = self._memory_layers
+        if not layers or any(layer.will_recall(len(token_ids)) for layer in layers):
             self._seal()
         self._view = self._current_view()
 
@@ -308,7 +310,8 @@ class SequenceMemory:
         holds the same bits.
         """
         if self._log.tiers is not None and not self._log.tiers.is_exact:
-            seal(self._log, self.units_that_left())
+            with uninterrupted():  # in the midst of it a unit's tokens would lie nowhere
+                seal(self._log, self.units_that_left())
 
     def _key_graph(self, start: int, stop: int) -> KeyGraph:
         return graph_of_span(self._log, self.geometry, self.config, start, stop)

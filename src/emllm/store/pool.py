@@ -106,15 +106,15 @@ class PagePool:
     def _reside(self, ids: Ids, fetch: FetchPages) -> Ids:
         """The slots of distinct pages, which are all here afterwards."""
         missing = ids[self._residency.lookup(ids) == MISSING]
-        slots = self._residency.admit(ids)
+        try:
+            slots = self._residency.admit(ids)
+            if len(missing):
+                self._fill(missing, fetch)
+        except BaseException:
+            self._residency.drop(missing)
+            raise
         self.num_hits += len(ids) - len(missing)
         self.num_misses += len(missing)
-        if len(missing):
-            try:
-                self._fill(missing, fetch)
-            except BaseException:
-                self._residency.drop(missing)
-                raise
         return slots
 
     def _fill(self, ids: Ids, fetch: FetchPages) -> None:
@@ -183,9 +183,14 @@ class PackedPool:
             out[away] = fetched
         num_kept = min(len(away), self._residency.capacity)
         if num_kept:
-            slots = self._residency.admit(ids[away[-num_kept:]])
-            self._pages.grow(int(slots.max()) + 1, self._residency.capacity)
-            self._pages.slab.numpy()[slots] = fetched[-num_kept:]
+            kept = ids[away[-num_kept:]]
+            try:
+                slots = self._residency.admit(kept)
+                self._pages.grow(int(slots.max()) + 1, self._residency.capacity)
+                self._pages.slab.numpy()[slots] = fetched[-num_kept:]
+            except BaseException:
+                self._residency.drop(kept)
+                raise
 
 
 class _Slots:

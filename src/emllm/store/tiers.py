@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emllm.machine import uninterrupted
 from emllm.store.codecs import make_codec
 from emllm.store.files import TensorFile
 from emllm.store.pool import PackedPool, PagePool
@@ -162,7 +163,11 @@ class Tiers:
         keys: Tensor,
         values: Tensor | None,
     ) -> None:
-        """Copy tokens, each given by its page and its row in it, into ``keys [S, K, D]`` and `values`."""
+        """Copy tokens, each given by its page and its row in it, into ``keys [S, K, D]`` and `values`.
+
+        Ctrl-C waits until they are: in the midst of it a reader's lock would stay taken, or pages count as
+        here that are not.
+        """
 
         def fetch(ids: NDArray[np.int64], key_out: Tensor, value_out: Tensor) -> None:
             packed = np.empty((len(ids), self._codecs[layer_idx].page_bytes), dtype=np.uint8)
@@ -174,7 +179,8 @@ class Tiers:
                 )
             self._codecs[layer_idx].decode(torch.from_numpy(packed), keys=key_out, values=value_out)
 
-        self._pools[layer_idx].gather(pages, rows, fetch, keys=keys, values=values)
+        with uninterrupted():
+            self._pools[layer_idx].gather(pages, rows, fetch, keys=keys, values=values)
 
     def _read(self, layer_idx: int, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Encoded pages from where they lie, some units side by side."""
