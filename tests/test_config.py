@@ -88,6 +88,41 @@ def test_views_that_could_not_hold_an_open_event_are_refused():
         config.resolve(trained_tokens=8192, num_layers=4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "trained_tokens"),
+    [
+        ({"local_tokens": 1400}, 2048),
+        ({"local_tokens": 7600}, 8192),
+        ({"max_event_tokens": 1024}, 2048),
+        ({"sink_tokens": 1000}, 2048),
+        ({"chunk_tokens": 1900}, 2048),
+    ],
+)
+def test_lengths_that_leave_nothing_for_recall_are_refused(settings, trained_tokens):
+    (name, value), *_ = settings.items()
+    said = rf"{trained_tokens} trained positions {name}={value} leave \d+ for"
+    with pytest.raises(ConfigError, match=said):
+        MemoryConfig(**settings).resolve(trained_tokens=trained_tokens, num_layers=4)
+    nothing = MemoryConfig(**settings, recall_tokens=0)
+    assert nothing.resolve(trained_tokens=trained_tokens, num_layers=4).recall_tokens == 0
+
+
+@pytest.mark.parametrize("max_event_tokens", [512, 513, 1024])
+def test_longer_events_are_given_room(max_event_tokens):
+    config = MemoryConfig(max_event_tokens=max_event_tokens)
+    assert config.resolve(trained_tokens=8192, num_layers=4).recall_tokens == max_event_tokens
+
+
+def test_a_model_trained_on_very_short_texts_goes_without_recall_unasked():
+    assert MemoryConfig().resolve(trained_tokens=64, num_layers=4).recall_tokens == 0
+
+
+def test_the_papers_positions_hold_the_local_window_and_a_chunk():
+    config = MemoryConfig.preset("em-llm-mistral-v0.2")
+    with pytest.raises(ConfigError, match=r"local_tokens \+ chunk_tokens must be <= 2048 .* got 4608"):
+        config.resolve(trained_tokens=2048, num_layers=32)
+
+
 def test_a_layer_that_the_model_lacks_is_refused():
     with pytest.raises(ConfigError, match="refine_from_layer must be < 4"):
         MemoryConfig(refine_from_layer=20).resolve(trained_tokens=8192, num_layers=4)

@@ -324,6 +324,11 @@ class MemoryConfig:
                 f"sink_tokens + local_tokens + recall_tokens + chunk_tokens must be <= {trained_tokens} "
                 f"(the model's trained positions), got {asked}"
             )
+        if self.positions == "paper" and views["local_tokens"] + views["chunk_tokens"] > trained_tokens:
+            raise ConfigError(
+                f"local_tokens + chunk_tokens must be <= {trained_tokens} (the model's trained positions), "
+                f"got {views['local_tokens'] + views['chunk_tokens']}"
+            )
         longest = self.max_event_tokens * 3 // 2  # an open event, and what its refinement waits for
         if recall > 0 and views["local_tokens"] + recall < longest:
             raise ConfigError(
@@ -355,6 +360,24 @@ class ResolvedConfig(MemoryConfig):
         """Checked where the user's value entered."""
 
 
+def _check_default_room(trained_tokens: int, config: MemoryConfig, room: int) -> None:
+    """Let only a model that was trained on very short texts go without recall, unasked.
+
+    Raises:
+        ConfigError: the user's own lengths leave no room to recall an event.
+    """
+    own = ("chunk_tokens", "sink_tokens", "local_tokens")
+    given = [f"{name}={getattr(config, name)}" for name in own if getattr(config, name) is not None]
+    if config.max_event_tokens != MemoryConfig.max_event_tokens:
+        given.append(f"max_event_tokens={config.max_event_tokens}")
+    if given:
+        raise ConfigError(
+            f"of the model's {trained_tokens} trained positions {', '.join(given)} leave {room} for recalled "
+            f"tokens, fewer than an event may have (max_event_tokens={config.max_event_tokens}); "
+            "recall_tokens=0 recalls nothing"
+        )
+
+
 def _default_views(trained_tokens: int, config: MemoryConfig) -> dict[str, Any]:
     """Chunk, sink, local and recall tokens for a model, where the user left them open.
 
@@ -367,7 +390,8 @@ def _default_views(trained_tokens: int, config: MemoryConfig) -> dict[str, Any]:
     local = config.local_tokens if config.local_tokens is not None else max(1, min(512, room // 2))
     recall = config.recall_tokens
     if recall is None:
-        recall = max(0, min(512, room - sink - local))
+        recall = max(0, min(max(512, config.max_event_tokens), room - sink - local))
         if recall < config.max_event_tokens:
+            _check_default_room(trained_tokens, config, recall)
             recall = 0
     return {"chunk_tokens": chunk, "sink_tokens": sink, "local_tokens": local, "recall_tokens": recall}

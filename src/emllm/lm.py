@@ -257,11 +257,14 @@ class EpisodicLM:
         trace = memory.trace_recall()
         ids: list[int] = []
         pieces: list[str] = []
-        with closing(self._stream(memory, question, sampling, ids, trace, keep=keep)) as stream:
-            for piece in stream:
-                pieces.append(piece)
-                if on_text is not None and on_text(piece) is False:
-                    break
+        try:
+            with closing(self._stream(memory, question, sampling, ids, trace, keep=keep)) as stream:
+                for piece in stream:
+                    pieces.append(piece)
+                    if on_text is not None and on_text(piece) is False:
+                        break
+        finally:
+            memory.end_trace()
         memory.rest()
         speed = memory.read_tokens / memory.read_seconds if memory.read_seconds else 0.0
         stats = Stats(

@@ -13,6 +13,7 @@ from reference_memory import ReferenceMemory
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from emllm.attention.context import turned
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.memory import EpisodicMemory
@@ -154,3 +155,16 @@ def without(geometry: ModelGeometry, forgotten: str) -> ModelGeometry:
     change = {"rotation": NO_ROTATION} if forgotten == "rotation" else {"window_tokens": None}
     layers = tuple(dataclasses.replace(layer, **change) for layer in geometry.layers)
     return dataclasses.replace(geometry, layers=layers)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-yarn", "phi3-longrope", "phi3-partial"])
+def test_queries_meet_raw_keys_as_they_would_meet_turned_ones(family, generator):
+    """Some scalings stretch queries and keys alike; the keys that are ranked were never stretched."""
+    with attach(tiny_model(family)) as attachment:
+        layer = attachment.geometry.layers[0]
+        query, key = (torch.randn(1, 5, layer.head_dim, generator=generator) for _ in range(2))
+        asking = turned(query, 7, layer.rotation, length=20, is_alike=True, meets_raw_keys=True)
+        plain = turned(query, 7, layer.rotation, length=20, is_alike=True)
+        keys = turned(key, 0, layer.rotation, length=20, is_alike=True)
+    torch.testing.assert_close(asking @ key.mT, plain @ keys.mT)
+    assert torch.equal(asking, plain) == (family == "llama")

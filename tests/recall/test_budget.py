@@ -63,6 +63,14 @@ def test_recall_keeps_the_budget_and_takes_each_event_once_in_time_order(situati
     assert not queue or sizes[queue].sum() <= budget * contiguity
 
 
+@given(situations(), contiguities, st.integers(1, 60))
+def test_no_more_is_left_than_the_largest_event_whatever_least_size_is_said(situation, contiguity, least):
+    """A document's border makes events that are smaller than the least."""
+    score, sizes, budget, _, buffer = situation
+    recalled, _ = select((score, sizes, budget, least, buffer), contiguity)
+    assert len(recalled) == len(sizes) or budget - sizes[recalled].sum() < sizes.max()
+
+
 @given(situations(), contiguities)
 def test_everything_is_recalled_when_it_fits(situation, contiguity):
     sizes = situation[1]

@@ -161,3 +161,17 @@ def test_weights_may_be_those_of_more_tokens_than_there_are_heads():
 
 def test_every_event_key_of_the_settings_has_a_maker():
     assert set(EVENT_KEYS) == set(MAKERS) == set(WEIGHTS_NEEDED)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", MAKERS)
+def test_event_keys_do_not_hang_on_the_default_dtype(name, dtype):
+    keys, weights = draw([3, 9, 5])
+    expected = make(name, keys, weights, [3, 9, 5], 2)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = make(name, keys, weights, [3, 9, 5], 2)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)

@@ -63,19 +63,25 @@ def turned(
     *,
     length: int,
     is_alike: bool = False,
+    meets_raw_keys: bool = False,
     out: Float[Tensor, "X S D"] | None = None,
 ) -> Float[Tensor, "X S D"]:
     """Tokens turned as at ``position, position + 1, ...`` of a context of `length` tokens.
 
     Args:
         is_alike: all as at one position.
+        meets_raw_keys: they are compared with keys that were not turned, and so lack the factor that some
+            scalings (YaRN, longrope) give queries and keys alike; it is applied here for both.
         out: where to write; else a new tensor, or `x` itself where nothing is turned.
     """
     if rotation.table is None:
         return x if out is None else out.copy_(x)
     stop = position + (1 if is_alike else x.shape[-2])
     cos, sin = rotation.table.cos_sin(max(length, stop))
-    return rotate(x, cos[position:stop], sin[position:stop], rotation, out=out)
+    angles = cos[position:stop], sin[position:stop]
+    if meets_raw_keys:  # the factor is the cosine at position 0
+        angles = angles[0] * cos[0], angles[1] * cos[0]
+    return rotate(x, *angles, rotation, out=out)
 
 
 class ContextBuffers:

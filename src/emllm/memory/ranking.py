@@ -157,7 +157,8 @@ class LayerRanking:
         """Queries as a token after the local window asks: so far away every event is taken to be."""
         length = view.sinks_stop + view.num_tokens - view.local_start + num_new
         rotation = self._geometry.rotation
-        return turned(query, self._config.local_tokens, rotation, length=length, is_alike=True)
+        position = self._config.local_tokens
+        return turned(query, position, rotation, length=length, is_alike=True, meets_raw_keys=True)
 
     def _keys_of(self, log: Log) -> KeysOf:
         """The keys of all tokens that may be recalled, a span at a time."""

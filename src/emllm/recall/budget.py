@@ -73,7 +73,8 @@ def select_events(
         sizes: tokens of each event.
         budget_tokens: that both buffers share.
         contiguity: share of the budget that is kept for neighbours in time.
-        min_event_tokens: the least size, which bounds how many events can fit.
+        min_event_tokens: about how small events are. As many are ranked as would fit of that size, and more
+            where all of those fit: an event that a document's border cut off may be smaller.
         buffer: the contiguity queue of the step before, most recent first.
         candidates: events that the scores are of, ascending; None is all.
 
@@ -83,13 +84,17 @@ def select_events(
     num_events = len(sizes)
     if int(sizes.sum()) <= budget_tokens:
         return list(range(num_events)), []
-    ranking = rank_events(scores, budget_tokens // min_event_tokens + 1)
-    if candidates is not None:
-        ranking = candidates[ranking].tolist()
-    taken: set[int] = set()
-    contiguity_tokens = int(budget_tokens * contiguity)
-    similar = fill(ranking, sizes, budget_tokens - contiguity_tokens, taken)
-    queue = fill([*neighbours(similar, num_events), *buffer], sizes, contiguity_tokens, taken)
-    left = budget_tokens - int(sizes[list(taken)].sum())
-    fill(ranking, sizes, left, taken)
-    return sorted(taken), queue
+    limit = budget_tokens // min_event_tokens + 1
+    while True:
+        ranking = rank_events(scores, limit)
+        if candidates is not None:
+            ranking = candidates[ranking].tolist()
+        taken: set[int] = set()
+        contiguity_tokens = int(budget_tokens * contiguity)
+        similar = fill(ranking, sizes, budget_tokens - contiguity_tokens, taken)
+        queue = fill([*neighbours(similar, num_events), *buffer], sizes, contiguity_tokens, taken)
+        left = budget_tokens - int(sizes[list(taken)].sum())
+        fill(ranking, sizes, left, taken)
+        if limit >= len(scores) or not taken.issuperset(ranking):
+            return sorted(taken), queue
+        limit *= 2

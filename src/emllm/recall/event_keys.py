@@ -48,7 +48,7 @@ class PaddedEvents:
         )
         self.event_idx: Int[Tensor, " S"] = torch.repeat_interleave(sizes)
         is_member = self.event_idx == torch.arange(len(sizes), device=sizes.device)[:, None]
-        self.shares: Float[Tensor, "N S"] = is_member / sizes[:, None]
+        self.shares: Float[Tensor, "N S"] = is_member.float() / sizes[:, None]
 
 
 def mean_key(keys: Keys, events: PaddedEvents) -> Float[Tensor, "K N D"]:
@@ -77,7 +77,7 @@ def make_weighted(
     assert weights is not None
     idx, exists = top_tokens(weights, events, representatives)
     chosen = _gather_tokens(keys, idx).float()
-    shares = exists / exists.sum(dim=-1, keepdim=True)
+    shares = exists.float() / exists.sum(dim=-1, keepdim=True)
     return torch.einsum("KNRD,KNR->KND", chosen, shares)[:, :, None].to(keys.dtype)
 
 
