@@ -492,3 +492,47 @@ def test_a_sample_that_is_another_when_its_turn_comes_is_refused(lm, fake, monke
     monkeypatch.setattr(module, "samples_function", lambda name: changing)
     with pytest.raises(SourceError, match="tiny/one: sample 0 is another by now; the data changed"):
         start(lm, tmp_path, TASKS[:1])
+
+
+MEETING = {
+    "meeting_transcripts": [{"speaker": "Ada", "content": "We build it of wood."}],
+    "general_query_list": [{"query": "Sum it up.", "answer": "It is built of wood."}],
+    "specific_query_list": [],
+}
+
+
+def meetings(data: Path, name: str, **changes: object) -> None:
+    (data / "qmsum").mkdir(parents=True, exist_ok=True)
+    (data / "qmsum" / name).write_text(json.dumps({**MEETING, **changes}) + "\n")
+
+
+def test_a_run_names_the_files_that_it_read_and_says_where_they_are_not_the_benchmarks_own(
+    lm, fake, tmp_path
+):
+    general = [one for one in tasks_of("qmsum") if one.name == "qmsum/general"]
+    meetings(tmp_path / "data", "qmsum_val.jsonl")
+
+    def begun(folder: str) -> tuple[list[str], list[str]]:
+        said: list[str] = []
+        wanted = wishes([*general, task("one")], (ROW,), data=tmp_path / "data")
+        about = Run(lm, wanted, on_remark=said.append).into(tmp_path / folder).run["tasks"]
+        assert about["tiny/one"]["files"] == []
+        return about["qmsum/general"]["files"], said
+
+    files, (said,) = begun("run")
+    assert files == ["qmsum/qmsum_val.jsonl"]
+    assert "qmsum/qmsum_val.jsonl (1 of the tasks of qmsum)" in said and "\n" not in said
+    meetings(tmp_path / "data", "qmsum_test.jsonl")
+    assert begun("run") == (["qmsum/qmsum_test.jsonl"], [])
+    meetings(tmp_path / "data", "qmsum_test.jsonl", meeting_transcripts=[{"speaker": "Bo", "content": "No."}])
+    with pytest.raises(ConfigError, match="task qmsum/general has another sample 0: the data differ"):
+        begun("run")
+
+
+def test_a_run_that_does_not_name_its_files_can_be_gone_on_with(lm, fake, tmp_path):
+    start(lm, tmp_path, limit=1)
+    about = json.loads((tmp_path / RUN).read_text())
+    for one in about["tasks"].values():
+        del one["files"]
+    (tmp_path / RUN).write_text(json.dumps(about))
+    assert start(lm, tmp_path).run["tasks"]["tiny/one"]["files"] == []

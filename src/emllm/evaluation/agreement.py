@@ -14,8 +14,9 @@ from emllm.models.fingerprint import difference as model_difference
 #: What two starts of one run have in common.
 _COMMON = ("dtype", "seed", "lengths", "num_samples", "shards", "shard")
 
-#: What run.json says of a task's samples and of what scored them; the rest of a task never changes.
-GROWING = ("num_samples", "samples", "libraries")
+#: What run.json says of a task's samples and of what scored them; the rest of a task never changes. Another
+#: file has other samples, or the same under another name.
+GROWING = ("num_samples", "samples", "files", "libraries")
 
 
 def first_difference(

@@ -600,3 +600,15 @@ def test_published_tables_are_whole_and_give_the_printed_averages() -> None:
         (table, *_) = published_for(f"x/{name.upper()}", dict.fromkeys(tasks))
         assert len(table.scores) == 15
         assert math.isclose(np.mean([scores[-1] for scores in table.scores.values()]), average, abs_tol=0.011)
+
+
+def test_the_files_that_a_task_was_read_from_are_named(tmp_path: Path) -> None:
+    lines = planted({("a/one", "full"): [0.5], ("b/two", "full"): [0.5]})
+    tasks = {
+        "a/one": {"metric": "qa_f1", "files": ["a/val.jsonl", "a/more.jsonl"]},
+        "b/two": {"metric": "qa_f1"},
+    }
+    write_report([run_folder(tmp_path / "run", lines, tasks=tasks)], tmp_path / "out")
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "| a/one | qa_f1 | – | – | a/val.jsonl, a/more.jsonl |" in markdown
+    assert "| b/two | qa_f1 | – | – | – |" in markdown

@@ -121,7 +121,11 @@ def method_section(comparison: Comparison) -> Section:
         for row, about in comparison.rows.items()
     )
     tasks = tuple(
-        (Cell(task), *(Cell(_plain(about.get(name))) for name in ("metric", "answer_tokens", "questions")))
+        (
+            Cell(task),
+            *(Cell(_plain(about.get(name))) for name in ("metric", "answer_tokens", "questions")),
+            Cell(", ".join(about.get("files") or ("–",))),
+        )
         for task, about in comparison.tasks.items()
     )
     return Section(
@@ -130,7 +134,7 @@ def method_section(comparison: Comparison) -> Section:
             Table("Rows", ("row", "kind", "settings"), rows, is_text=True, is_folded=True),
             Table(
                 "Tasks",
-                ("task", "metric", "answer tokens", "questions"),
+                ("task", "metric", "answer tokens", "questions", "files of the data folder"),
                 tasks,
                 is_text=True,
                 is_folded=True,
