@@ -34,8 +34,8 @@ def surroundings(lm: EpisodicLM) -> dict[str, Any]:
         "fingerprint": lm.fingerprint,
         "dtype": str(lm.geometry.dtype).removeprefix("torch."),
         "device": str(device),
-        "threads": torch.get_num_threads(),
-        "hardware": hardware(device),
+        "threads": [torch.get_num_threads()],
+        "hardware": [hardware(device)],
     }
 
 

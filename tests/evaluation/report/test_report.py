@@ -612,3 +612,19 @@ def test_the_files_that_a_task_was_read_from_are_named(tmp_path: Path) -> None:
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert "| a/one | qa_f1 | – | – | a/val.jsonl, a/more.jsonl |" in markdown
     assert "| b/two | qa_f1 | – | – | – |" in markdown
+
+
+def test_the_costs_are_credited_to_all_machines(tmp_path: Path) -> None:
+    folders = [
+        run_folder(
+            tmp_path / "one",
+            planted({("a/one", "full"): [0.5]}),
+            hardware=["X, 2 cores", "Y"],
+            threads=[1, 8],
+        ),
+        run_folder(tmp_path / "two", planted({("a/one", "default"): [0.5]}), hardware="Z", threads=4),
+    ]
+    write_report(folders, tmp_path / "out")
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "Measured while the samples were answered, on: X, 2 cores; Y; Z." in markdown
+    assert "| hardware | X, 2 cores; Y | Z |" in markdown and "| threads | 1; 8 | 4 |" in markdown

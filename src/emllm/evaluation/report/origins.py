@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from emllm.evaluation.agreement import MACHINES, machines_of
 from emllm.evaluation.report.comparison import Comparison
 from emllm.evaluation.report.layout import Cell, Section, Table, plural
 from emllm.evaluation.report.records import Record
@@ -149,9 +150,9 @@ def _run_names(comparison: Comparison) -> list[str]:
 
 
 def _run_lines(comparison: Comparison) -> list[tuple[Cell, ...]]:
-    names = ("created", "dtype", "device", "threads", "hardware", "seed", "lengths", "num_samples", "limit")
+    names = ("created", "dtype", "device", *MACHINES, "seed", "lengths", "num_samples", "limit")
     lines = [
-        (Cell(name.replace("_", " ")), *(Cell(_plain(run.about.get(name))) for run in comparison.runs))
+        (Cell(name.replace("_", " ")), *(Cell(_said(run.about, name)) for run in comparison.runs))
         for name in names
     ]
     lines.append((Cell("shard"), *(Cell(_shard(run.about)) for run in comparison.runs)))
@@ -165,6 +166,13 @@ def _run_lines(comparison: Comparison) -> list[tuple[Cell, ...]]:
         " && ".join(_command(it) for it in run.about.get("commands") or ()) for run in comparison.runs
     )
     return [*lines, (Cell("commands"), *map(Cell, commands))]
+
+
+def _said(about: Mapping[str, Any], name: str) -> str:
+    """A fact of a run; of its machines all."""
+    if name in MACHINES:
+        return "; ".join(map(str, machines_of(about, name))) or "–"
+    return _plain(about.get(name))
 
 
 def _shard(about: Mapping[str, Any]) -> str:
