@@ -22,6 +22,16 @@ from emllm.store.locks import write_lock
 RUN, RESULTS, COSTS, LOCK = "run.json", "results.jsonl", "costs.jsonl", "write.lock"
 FORMAT = 1
 
+#: What run.json must say for runs to be held against each other; of each row, and of each task.
+_NEEDED: dict[str, type] = {
+    **{"model": str, "fingerprint": dict, "versions": dict, "device": str, "dtype": str, "seed": int},
+    **{"lengths": list, "num_samples": int, "shards": int, "shard": int, "rows": dict, "tasks": dict},
+}
+_NEEDED_OF_EACH: dict[str, dict[str, type]] = {
+    "rows": {"kind": str, "settings": dict},
+    "tasks": {"metric": str, "num_samples": int},
+}
+
 
 class Key(NamedTuple):
     """What a line is about."""
@@ -55,12 +65,32 @@ def read_run(folder: Path) -> dict[str, Any]:
         data = path.read_bytes()
     try:
         run = json.loads(data)
-        missing = {"rows", "tasks", "shards", "shard"} - set(run)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise SourceError(f"{path}: not the description of a run: {error}") from error
-    if run.get("format") != FORMAT or missing:
-        raise ConfigError(f"{path}: format must be {FORMAT}, got {run.get('format')!r}")
-    return run
+    if isinstance(run, dict) and run.get("format") != FORMAT:
+        raise ConfigError(f"{path}: format must be {FORMAT}, got {run.get('format')!r:.40}")
+    wrong = _wrong_in(run)
+    if wrong is not None:
+        raise SourceError(f"{path}: not the description of a run: {wrong}")
+    return dict(run)
+
+
+def _wrong_in(run: Any) -> str | None:
+    """What a description of a run lacks, or has of another kind, in words."""
+    if (wrong := _lacking(run, _NEEDED)) is not None:
+        return wrong
+    for kind, needed in _NEEDED_OF_EACH.items():
+        for name, one in run[kind].items():
+            if (wrong := _lacking(one, needed)) is not None:
+                return f"{kind[:-1]} {name}: {wrong}"
+    return None
+
+
+def _lacking(value: Any, needed: Mapping[str, type]) -> str | None:
+    if not isinstance(value, dict):
+        return f"must be an object, got {value!r:.40}"
+    wrong = next((name for name, kind in needed.items() if not isinstance(value.get(name), kind)), None)
+    return wrong and f"{wrong} must be {needed[wrong].__name__}, got {value.get(wrong)!r:.40}"
 
 
 def dtype_of_run(folder: Path, given: str) -> str:
