@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from emllm.errors import ConfigError, StoreError
 from emllm.evaluation.report import write_report
+from emllm.evaluation.report.comparison import comparisons
 from emllm.evaluation.report.layout import Cell, Chapter, Section, Table
 from emllm.evaluation.report.page import render_page
 from emllm.evaluation.report.published import published, published_for
@@ -628,3 +629,27 @@ def test_the_costs_are_credited_to_all_machines(tmp_path: Path) -> None:
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert "Measured while the samples were answered, on: X, 2 cores; Y; Z." in markdown
     assert "| hardware | X, 2 cores; Y | Z |" in markdown and "| threads | 1; 8 | 4 |" in markdown
+
+
+def test_runs_on_other_devices_or_with_other_versions_are_named(tmp_path: Path) -> None:
+    def remarks(**changed: Any) -> list[str]:
+        known = {"device": "cuda:0", "versions": {"torch": "2.9", "transformers": "5.0"}}
+        folders = [
+            run_folder(tmp_path / name, planted({("a/one", row): [0.5]}), **about)
+            for name, row, about in (
+                ("one", "full", known),
+                ("two", "default", known | {"device": "cuda:1"}),
+                ("three", "em-llm", changed),
+            )
+        ]
+        (found,) = comparisons([read_run(folder) for folder in folders])
+        return [remark for remark in found.remarks if "not made alike" in remark]
+
+    assert remarks() == [] == remarks(device="cuda", versions={"torch": "2.9"})
+    (said,) = remarks(device="cpu", versions={"torch": "2.8", "transformers": "5.0"})
+    assert said == (
+        "These runs were not made alike: device cuda in one, two and cpu in three; torch 2.9 in one, two and "
+        "2.8 in three. Results may differ for that reason."
+    )
+    write_report([tmp_path / name for name in ("one", "two", "three")], tmp_path / "out")
+    assert said in (tmp_path / "out" / "report.md").read_text()
