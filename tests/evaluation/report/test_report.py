@@ -653,3 +653,40 @@ def test_runs_on_other_devices_or_with_other_versions_are_named(tmp_path: Path) 
     )
     write_report([tmp_path / name for name in ("one", "two", "three")], tmp_path / "out")
     assert said in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_groups_of_samples_have_their_own_means_and_numbers(report, tmp_path: Path) -> None:
+    name, none = "longbench-e/qasper", line("plain/one", 0, "full", 1.0, facts={"length": 4000})
+    buckets = ("0-4k", "8k+", "0-4k", "8k+", "8k+")
+    lines = [none] + [
+        line(name, i, row, score, facts={"bucket": bucket, "length": 4000})
+        for row, scores in (("full", (1.0, 0.0, 0.5, 0.25, None)), ("default", (0.0, 1.0, 0.0, 1.0, 1.0)))
+        for i, (bucket, score) in enumerate(zip(buckets, scores, strict=True))
+    ]
+    numbers = report(lines)
+    full, default = numbers[name, "full"], numbers[name, "default"]
+    assert (full["bucket 0-4k"], full["bucket 0-4k num_samples"]) == ("75.0000", "2")
+    assert (full["bucket 8k+"], full["bucket 8k+ num_samples"]) == ("12.5000", "2")
+    assert (default["bucket 8k+"], default["bucket 8k+ num_samples"]) == ("100.0000", "3")
+    assert not any("4-8k" in column for column in full)
+    assert numbers["plain/one", "full"]["bucket 0-4k"] == ""
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    section = markdown.partition("### By group of samples")[2].partition("###")[0]
+    assert "| task and row | 0-4k | 4-8k | 8k+ |" in section
+    assert "| longbench-e/qasper (full) | 75.0 (of 2) | – | 12.5 (of 2) |" in section
+    assert "plain/one" not in section and "By difficulty" not in section
+    assert "By group of samples" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_difficulty_and_length_are_two_tables(report, tmp_path: Path) -> None:
+    facts = [{"difficulty": "easy", "length": "short"}, {"difficulty": "hard", "length": "long"}]
+    report([line("longbench-v2/zero-shot", i, "full", float(i), facts=it) for i, it in enumerate(facts)])
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "| longbench-v2/zero-shot (full) | 0.0 (of 1) | 100.0 (of 1) |" in markdown
+    assert "| longbench-v2/zero-shot (full) | 0.0 (of 1) | – | 100.0 (of 1) |" in markdown
+
+
+def test_without_groups_there_is_neither_section_nor_column(report, tmp_path: Path) -> None:
+    numbers = report([line("a/one", 0, "full", 1.0, facts={"length": 4000})])
+    assert not any(" " in column for column in numbers["a/one", "full"])
+    assert "By group" not in (tmp_path / "out" / "report.md").read_text()
