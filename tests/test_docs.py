@@ -15,6 +15,7 @@ from tests.support.stories import STORY
 from emllm import EpisodicLM
 from emllm.answers import Evidence, Stats
 from emllm.config import MemoryConfig
+from emllm.evaluation.task import suite_names, tasks_of
 
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "python.md"
@@ -51,6 +52,19 @@ def test_the_page_names_every_key_of_an_answer_as_json() -> None:
     keys |= {f"evidence[].{field.name}" for field in fields(Evidence)}
     keys |= {f"stats.{field.name}" for field in fields(Stats)}
     assert names == keys
+
+
+def test_the_page_of_evaluation_names_the_suites_that_borrow_a_prompt() -> None:
+    page = (PAGE.parent / "evaluation.md").read_text("utf-8")
+    (borrowing,) = re.findall(
+        r"Four tasks or suites are not their benchmark's own:(.*?)\n\n", page, re.DOTALL
+    )
+    prompts = {task.prompt for task in tasks_of("longbench")}
+    own = ("longbench", "longbench-e")
+    others = [task for suite in suite_names() if suite not in own for task in tasks_of(suite)]
+    assert {task.suite for task in others if task.prompt in prompts} == {"qmsum", "narrativeqa", "literaryqa"}
+    for name in ("qmsum", "narrativeqa", "literaryqa", "niah/classic"):
+        assert f"`{name}`" in borrowing
 
 
 def rows_of_paper(num_columns: int) -> list[list[str]]:

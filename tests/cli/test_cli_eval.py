@@ -211,6 +211,13 @@ class TestMistakes:
         monkeypatch.setattr("emllm.cli.evaluate.opened_lm", lambda *a, **k: pytest.fail("a model is loaded"))
         assert said in refuses("eval", *words)
 
+    @pytest.mark.parametrize("damaged", ["[]", '{"format": 1}', '{"format": 1, "model": "x", "rows": []}'])
+    def test_a_damaged_description_is_one_line(self, refuses, tmp_path: Path, damaged: str) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run.json").write_text(damaged)
+        said = refuses("eval", "merge", tmp_path / "run", "--into", tmp_path / "whole")
+        assert f"{tmp_path / 'run' / 'run.json'}: not the description of a run" in said
+
     def test_a_budget_larger_than_the_model_names_the_row(self, refuses, tiny_model: Path, out: Path) -> None:
         said = refuses("eval", "tiny", "--rows", "default", "--model", tiny_model, "--out", out)
         assert "row default: sink_tokens + local_tokens" in said and not out.exists()

@@ -1,4 +1,4 @@
-"""A run that goes on with other code says so in one line, and is not refused."""
+"""A run that goes on with other code says so in one line, and is not refused; it names all its machines."""
 
 from __future__ import annotations
 
@@ -83,3 +83,45 @@ def test_merged_shards_name_the_code_of_each(start, tmp_path: Path) -> None:
     for shard, code in enumerate(("aaaa", "bbbb")):
         start(tmp_path / code, code, shards=2, shard=shard)
     assert codes(merge([tmp_path / "aaaa", tmp_path / "bbbb"], tmp_path / "whole")) == ["aaaa", "bbbb"]
+
+
+@pytest.fixture()
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Makes what follows happen on another machine."""
+
+    def of(name: str, threads: int) -> None:
+        monkeypatch.setattr(surroundings, "hardware", lambda device: name)
+        monkeypatch.setattr(surroundings.torch, "get_num_threads", lambda: threads)
+
+    return of
+
+
+def machines(folder: Path) -> tuple[list[str], list[int]]:
+    about = json.loads((folder / RUN).read_text())
+    return about["hardware"], about["threads"]
+
+
+def test_going_on_elsewhere_names_both_machines(start, machine, tmp_path: Path) -> None:
+    for limit, name, threads in ((1, "one", 1), (2, "two", 8), (3, "one", 1)):
+        machine(name, threads)
+        start(tmp_path, "aaaa", limit=limit)
+    assert machines(tmp_path) == (["one", "two"], [1, 8])
+
+
+def test_merged_shards_name_the_machines_of_all(start, machine, tmp_path: Path) -> None:
+    for shard, name in enumerate(("one", "two", "one")):
+        machine(name, 4)
+        start(tmp_path / str(shard), "aaaa", shards=3, shard=shard)
+    assert machines(merge([tmp_path / str(i) for i in range(3)], tmp_path / "whole")) == (["one", "two"], [4])
+
+
+def test_older_folders_name_one_machine_or_none(start, machine, tmp_path: Path) -> None:
+    for folder, older in (("one", {"hardware": "old", "threads": 2}), ("none", {})):
+        machine("new", 8)
+        start(tmp_path / folder, "aaaa", limit=1)
+        about = json.loads((tmp_path / folder / RUN).read_text())
+        del about["hardware"], about["threads"]
+        (tmp_path / folder / RUN).write_text(json.dumps(about | older))
+        start(tmp_path / folder, "aaaa")
+    assert machines(tmp_path / "one") == (["old", "new"], [2, 8])
+    assert machines(tmp_path / "none") == (["new"], [8])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import operator
+import shutil
 import tempfile
 import weakref
 from contextlib import suppress
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ import emllm.evaluation.run as module
 from emllm.errors import ConfigError, MissingExtraError, SourceError, StoreError
 from emllm.evaluation import answering
 from emllm.evaluation.answering import Answerer, Outcome, Reply
+from emllm.evaluation.merge import merge
 from emllm.evaluation.results import COSTS, RESULTS, RUN, key_of, read_lines
 from emllm.evaluation.rows import ROWS, Row
 from emllm.evaluation.run import Run
@@ -322,6 +326,9 @@ def test_a_folder_of_something_else_is_left_alone(lm, fake, tmp_path):
     [
         (RUN, b"{", "not the description of a run"),
         (RUN, b'{"format": 2, "rows": {}, "tasks": {}, "shards": 1, "shard": 0}', "format must be 1, got 2"),
+        (RUN, b"[]", r"not the description of a run: must be an object, got \[\]"),
+        (RUN, b"1", "not the description of a run: must be an object, got 1"),
+        (RUN, b'{"format": 1, "model": "x"}', "a run: fingerprint must be dict, got None"),
         (RESULTS, b"{}\n{}\n", "line 1: not a line of a run"),
     ],
 )
@@ -330,6 +337,31 @@ def test_a_damaged_folder_is_refused_with_the_place(lm, fake, tmp_path, name, co
     (tmp_path / name).write_bytes(content)
     with pytest.raises((ConfigError, SourceError), match=said):
         start(lm, tmp_path)
+
+
+def places_in(value: object, *path: str) -> list[tuple[str, ...]]:
+    """Where a description has something that can be left out."""
+    inner = value.items() if isinstance(value, dict) else ()
+    return [found for name, one in inner for found in ((*path, name), *places_in(one, *path, name))]
+
+
+def test_whatever_a_description_lacks_it_is_merged_or_refused_in_one_line(lm, fake, tmp_path):
+    folders = [tmp_path / str(shard) for shard in range(2)]
+    for shard, folder in enumerate(folders):
+        start(lm, folder, shards=2, shard=shard)
+    whole = json.loads((folders[1] / RUN).read_text())
+    refused = set()
+    for *inside, last in places_in(whole):
+        about = json.loads(json.dumps(whole))
+        del reduce(operator.getitem, inside, about)[last]
+        (folders[1] / RUN).write_text(json.dumps(about))
+        try:
+            merge(folders, tmp_path / "whole")
+        except (ConfigError, SourceError) as error:
+            assert str(folders[1]) in str(error)
+            refused.add(last)
+        shutil.rmtree(tmp_path / "whole", ignore_errors=True)
+    assert {"fingerprint", "versions", "device", "rows", "tasks", "shards", "model", "num_samples"} <= refused
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_loses_nothing(lm, fake, whole, tmp_path, monkeypatch):
@@ -492,3 +524,47 @@ def test_a_sample_that_is_another_when_its_turn_comes_is_refused(lm, fake, monke
     monkeypatch.setattr(module, "samples_function", lambda name: changing)
     with pytest.raises(SourceError, match="tiny/one: sample 0 is another by now; the data changed"):
         start(lm, tmp_path, TASKS[:1])
+
+
+MEETING = {
+    "meeting_transcripts": [{"speaker": "Ada", "content": "We build it of wood."}],
+    "general_query_list": [{"query": "Sum it up.", "answer": "It is built of wood."}],
+    "specific_query_list": [],
+}
+
+
+def meetings(data: Path, name: str, **changes: object) -> None:
+    (data / "qmsum").mkdir(parents=True, exist_ok=True)
+    (data / "qmsum" / name).write_text(json.dumps({**MEETING, **changes}) + "\n")
+
+
+def test_a_run_names_the_files_that_it_read_and_says_where_they_are_not_the_benchmarks_own(
+    lm, fake, tmp_path
+):
+    general = [one for one in tasks_of("qmsum") if one.name == "qmsum/general"]
+    meetings(tmp_path / "data", "qmsum_val.jsonl")
+
+    def begun(folder: str) -> tuple[list[str], list[str]]:
+        said: list[str] = []
+        wanted = wishes([*general, task("one")], (ROW,), data=tmp_path / "data")
+        about = Run(lm, wanted, on_remark=said.append).into(tmp_path / folder).run["tasks"]
+        assert about["tiny/one"]["files"] == []
+        return about["qmsum/general"]["files"], said
+
+    files, (said,) = begun("run")
+    assert files == ["qmsum/qmsum_val.jsonl"]
+    assert "qmsum/qmsum_val.jsonl (1 of the tasks of qmsum)" in said and "\n" not in said
+    meetings(tmp_path / "data", "qmsum_test.jsonl")
+    assert begun("run") == (["qmsum/qmsum_test.jsonl"], [])
+    meetings(tmp_path / "data", "qmsum_test.jsonl", meeting_transcripts=[{"speaker": "Bo", "content": "No."}])
+    with pytest.raises(ConfigError, match="task qmsum/general has another sample 0: the data differ"):
+        begun("run")
+
+
+def test_a_run_that_does_not_name_its_files_can_be_gone_on_with(lm, fake, tmp_path):
+    start(lm, tmp_path, limit=1)
+    about = json.loads((tmp_path / RUN).read_text())
+    for one in about["tasks"].values():
+        del one["files"]
+    (tmp_path / RUN).write_text(json.dumps(about))
+    assert start(lm, tmp_path).run["tasks"]["tiny/one"]["files"] == []

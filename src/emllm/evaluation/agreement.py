@@ -6,7 +6,7 @@ not know files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emllm.models.fingerprint import difference as model_difference
@@ -14,8 +14,13 @@ from emllm.models.fingerprint import difference as model_difference
 #: What two starts of one run have in common.
 _COMMON = ("dtype", "seed", "lengths", "num_samples", "shards", "shard")
 
-#: What run.json says of a task's samples and of what scored them; the rest of a task never changes.
-GROWING = ("num_samples", "samples", "libraries")
+#: What run.json says of a task's samples and of what scored them; the rest of a task never changes. Another
+#: file has other samples, or the same under another name.
+GROWING = ("num_samples", "samples", "files", "libraries")
+
+
+#: What run.json says of the machines that took part.
+MACHINES = ("threads", "hardware")
 
 
 def first_difference(
@@ -92,6 +97,23 @@ def codes_of(run: Mapping[str, Any]) -> list[str]:
     return list(run.get("code", ["unknown"]))
 
 
+def machines_of(run: Mapping[str, Any], name: str) -> list[Any]:
+    """What a run's machines were, by `hardware` or `threads`, in order; older folders name one, or none."""
+    value = run.get(name, [])
+    return value if isinstance(value, list) else [value]
+
+
+def taking_part(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The code and the machines of all these runs, each once, in order."""
+    return {
+        "code": list(dict.fromkeys(code for run in runs for code in codes_of(run))),
+        **{
+            name: list(dict.fromkeys(it for run in runs for it in machines_of(run, name)))
+            for name in MACHINES
+        },
+    }
+
+
 def other_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """One line where a run goes on with code that it was not started with before."""
     if set(codes_of(now)) <= set(codes_of(before)):
@@ -103,7 +125,7 @@ def other_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 
 def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """A run with what another start adds to it: its command, tasks, rows and samples."""
+    """A run with what another start adds to it: its command, code, machine, tasks, rows and samples."""
     tasks = dict(before["tasks"])
     for name, task in now["tasks"].items():
         known = tasks.get(name, task)
@@ -118,7 +140,7 @@ def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     return {
         **before,
         "commands": [*before.get("commands", []), *now["commands"]],
-        "code": list(dict.fromkeys([*codes_of(before), *codes_of(now)])),
+        **taking_part([before, now]),
         "limit": None if None in limits else max(limits),
         "rows": {**before["rows"], **now["rows"]},
         "tasks": tasks,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emllm.errors import ConfigError
-from emllm.evaluation.agreement import codes_of, first_difference
+from emllm.evaluation.agreement import first_difference, taking_part
 from emllm.evaluation.results import (
     COSTS,
     RESULTS,
@@ -49,7 +49,7 @@ def merge(folders: Sequence[Path], into: Path) -> Path:
     run = {
         **runs[0],
         "commands": [command for one in runs for command in one.get("commands", [])],
-        "code": list(dict.fromkeys(code for one in runs for code in codes_of(one))),
+        **taking_part(runs),
         "shards": 1,
         "shard": 0,
     }

@@ -31,7 +31,7 @@ from emllm.evaluation.rows import Row
 from emllm.evaluation.samples import Sample
 from emllm.evaluation.scoring import costs_line, failed_line, result_line
 from emllm.evaluation.suites import BY_LENGTH, SampleNeeds, samples_function
-from emllm.evaluation.suites.files import NoSuchFileError
+from emllm.evaluation.suites.files import NoSuchFileError, stand_ins
 from emllm.evaluation.surroundings import surroundings
 from emllm.evaluation.task import Task
 from emllm.evaluation.wishes import RunWishes
@@ -94,6 +94,7 @@ class Run:
             limit=wishes.limit,
             seed=wishes.seed,
         )
+        self._files: dict[str, list[str]] = {task.name: [] for task in wishes.tasks}
         self._meter = PeakMeter([weights.device for weights in lm.model.parameters()])
         self._last = LastReading(on_let_go=self._meter.start)
         self._answerers = {row.name: Answerer(lm, row, wishes.settings, self._last) for row in wishes.rows}
@@ -107,14 +108,15 @@ class Run:
             StoreError: the folder cannot be written; what was written before is as it was.
         """
         plan, digests = self._plan()
+        self._remark(_said_of_stand_ins(self._wishes.tasks, self._files))
         self._last.place = path / READING
         with RunFolder(path, self._described(digests)) as folder, closing(self._last):
             _check_same_samples(plan, folder)
             if self._wishes.retry_failed:
                 folder.forget_failed(plan)
             to_do = {key: one for key, one in plan.items() if not folder.is_done(key)}
-            if to_do and folder.results and folder.other_code and self._on_remark is not None:
-                self._on_remark(f"{path}: {folder.other_code}")
+            if to_do and folder.results and folder.other_code:
+                self._remark(f"{path}: {folder.other_code}")
             pace = Pace(
                 [(key.row, one.num_chars) for key, one in to_do.items()], num_done=len(plan) - len(to_do)
             )
@@ -122,6 +124,10 @@ class Run:
             folder.finish()
             self._last.discard()
         return folder
+
+    def _remark(self, said: str) -> None:
+        if said and self._on_remark is not None:
+            self._on_remark(said)
 
     def _plan(self) -> tuple[Plan, dict[str, list[str]]]:
         """What this shard is to run, and the digests of the samples in all shards, by task.
@@ -169,7 +175,8 @@ class Run:
             return False
 
     def _made(self, task: Task) -> Iterator[tuple[int, Sample]]:
-        made = samples_function(task.samples)(task, self._needs)
+        needs = replace(self._needs, on_file=self._files[task.name].append)
+        made = samples_function(task.samples)(task, needs)
         if task.samples not in BY_LENGTH:
             made = islice(made, self._wishes.limit)
         most = self._wishes.questions
@@ -190,7 +197,10 @@ class Run:
             "shards": wishes.shards,
             "shard": wishes.shard,
             "rows": {row.name: row.described(wishes.settings, **model) for row in wishes.rows},
-            "tasks": {task.name: _task_described(task, digests[task.name], most) for task in wishes.tasks},
+            "tasks": {
+                task.name: _task_described(task, digests[task.name], self._files[task.name], most)
+                for task in wishes.tasks
+            },
         }
 
     def _run(self, to_do: Plan, folder: RunFolder, pace: Pace) -> None:
@@ -273,11 +283,21 @@ def _sample_at(made: Iterator[tuple[int, Sample]], place: Place, text: str) -> S
     return sample
 
 
-def _task_described(task: Task, samples: Sequence[str], questions: int | None) -> dict[str, Any]:
+def _said_of_stand_ins(tasks: Sequence[Task], files: Mapping[str, Sequence[str]]) -> str:
+    """One line that names the files that were read in place of the benchmarks' own, or nothing."""
+    read = Counter((name, task.suite) for task in tasks for name in set(stand_ins(task, files[task.name])))
+    said = [f"{name} ({num} of the tasks of {suite})" for (name, suite), num in read.items()]
+    return f"not the benchmarks' own files are read but {', '.join(said)}" if said else ""
+
+
+def _task_described(
+    task: Task, samples: Sequence[str], files: Sequence[str], questions: int | None
+) -> dict[str, Any]:
     """What ``run.json`` says of a task; the digest changes with anything in its file.
 
     Args:
         samples: their digests, of which one changes with anything in the sample.
+        files: that were read, each once or more often, relative to the data folder.
     """
     return {
         "metric": task.metric,
@@ -288,6 +308,7 @@ def _task_described(task: Task, samples: Sequence[str], questions: int | None) -
         "questions": questions,
         "digest": hashlib.sha256(repr(task).encode()).hexdigest()[:16],
         "samples": " ".join(samples),
+        "files": list(dict.fromkeys(files)),
         "libraries": library_versions(task.metric),
     }
 

@@ -37,8 +37,8 @@ def surroundings(lm: EpisodicLM) -> dict[str, Any]:
         "chat": [chat.opening_text, chat.before_answer],
         "dtype": str(lm.geometry.dtype).removeprefix("torch."),
         "device": str(device),
-        "threads": torch.get_num_threads(),
-        "hardware": hardware(device),
+        "threads": [torch.get_num_threads()],
+        "hardware": [hardware(device)],
     }
 
 

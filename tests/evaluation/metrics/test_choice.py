@@ -38,6 +38,20 @@ def asked(letter, **facts):
         "Option A is wrong. The answer is B",
         "Option A is incorrect. Option (C) was not named. Answer: B",
         "The answer is B.\n\nQuestion: what is next?\nThe answer is A.",
+        " B. The dog.\n\nQuestion: Why?\nA. fear\nB. love\nAnswer: C",
+        "B. The dog. Question 2: Why? A. fear\nAnswer: C",
+        "B. The dog.\nQ: Why?\nA: fear",
+        "B. The dog.\n\nOption C was never mentioned.",
+        "(B) The dog, unlike option D (the cat).",
+        "B. The dog, unlike option D. That is a cat.",
+        "B. Mr. Brown\nC. Cy",
+        "B. Vitamin D.",
+        "**B**. The dog",
+        "B. The dog.\nAnswer: C",
+        "C. The dog would be wrong. The correct answer is B",
+        "The answer is option B, not option C",
+        "Option B is right. Option C is not.",
+        "I think the best choice is B",
     ],
 )
 def test_a_clear_letter_is_read(said):
@@ -64,6 +78,19 @@ def test_a_clear_letter_is_read(said):
         "Option A, B, C, D",
         "The answer is A. No, the answer is B.",
         "A. x\nB. y\nC. z\nD. w",
+        "A. x\nB. y",
+        "A. x B. y C. z D. w",
+        "B) or C)",
+        "B. C.",
+        "A: no, B: yes",
+        "A. x. C. y",
+        "(A) isn't right",
+        "A) is wrong",
+        "Neither option A nor option B is correct",
+        "Question: Why?\nA. fear\nAnswer: C",
+        "\n\nQuestion: Why?\nAnswer: C",
+        "Who knows\n\nQuestion: Why?\nAnswer: C",
+        "B. x\nThe answer is C or D",
         "ABCD",
         "b",
         "E",
@@ -76,6 +103,22 @@ def test_what_is_not_clear_is_not_guessed(said):
     assert read_letter(said) is None
     assert read_choice(said, asked("A")) is None
     assert [metric("choice")(said, asked(letter)) for letter in "ABCD"] == [0] * 4
+
+
+@pytest.mark.parametrize(
+    "said", ["", "Because", "Who knows\n\nQuestion: Why?\nAnswer: C", "A. x\nB. y\nC. z", "A: no, B: yes"]
+)
+def test_what_is_not_clear_is_right_for_no_letter(said):
+    for name in ("infinite_code_debug", "infinite_longbook_choice"):
+        assert [metric(name)(said, asked(letter, choices=OPTIONS)) for letter in "ABCD"] == [0] * 4
+
+
+@given(st.sampled_from("ABCD"), st.sampled_from("ABCD"), st.text("xyz .\n", max_size=9))
+def test_an_invented_next_question_changes_nothing(letter, other, said):
+    begun = f"{letter}. {said}"
+    for answer in (begun, said):
+        assert read_letter(f"{answer}\n\nQuestion: why?\nThe answer is {other}") == read_letter(answer)
+    assert read_letter(begun) == letter
 
 
 @pytest.mark.parametrize(
@@ -112,6 +155,7 @@ def test_an_option_may_be_named_by_its_text():
     for letter, text in zip("ABCD", OPTIONS, strict=True):
         assert read_choice(text + ", I think.", asked(letter, choices=OPTIONS)) == letter
     assert read_choice("Parisian cafés", asked("A", choices=OPTIONS)) is None
+    assert read_choice("Question of law", asked("A", choices=["Question of law", "Fact"])) == "A"
 
 
 def test_the_longest_option_that_the_answer_begins_with_is_meant():
@@ -137,6 +181,8 @@ def test_the_right_letter_is_a_fact_a_reference_or_the_place_of_one():
         ("(B) and (D)", "BD"),
         ("B. Speed\nD. Value", "BD"),
         ("The correct answers are BD.", "BD"),
+        ("BD\n\nQuestion: Why?\nAnswer: AC", "BD"),
+        ("B. Speed\nQuestion 2: Why?\nC. Value", "B"),
         ("Because", ""),
         ("", ""),
         ("A man", ""),

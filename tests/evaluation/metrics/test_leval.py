@@ -27,6 +27,9 @@ def test_a_part_of_several_right_letters_is_worth_a_quarter():
     assert exam("ABCD", "BD", "letters") == exam("BC", "BD", "letters") == 0
     assert exam("", "BD", "letters") == exam("I cannot tell", "BD", "letters") == 0
     assert exam("BD", "B", "letters") == exam("B and D", "B", "letters") == 0
+    assert exam("B. Speed\nD. Value", "B", "letters") == exam("", "B", "letters") == 0
+    assert exam("B. Speed\n\nOption C is none.", "B", "letters") == exam("B", "B", "letters") == 1
+    assert exam("BD Question: what else? AC", "BD", "letters") == 1
 
 
 def test_a_judgement_is_the_first_that_is_made():

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from emllm.errors import ConfigError, StoreError
 from emllm.evaluation.report import write_report
+from emllm.evaluation.report.comparison import comparisons
 from emllm.evaluation.report.layout import Cell, Chapter, Section, Table
 from emllm.evaluation.report.page import render_page
 from emllm.evaluation.report.published import published, published_for
@@ -600,3 +601,92 @@ def test_published_tables_are_whole_and_give_the_printed_averages() -> None:
         (table, *_) = published_for(f"x/{name.upper()}", dict.fromkeys(tasks))
         assert len(table.scores) == 15
         assert math.isclose(np.mean([scores[-1] for scores in table.scores.values()]), average, abs_tol=0.011)
+
+
+def test_the_files_that_a_task_was_read_from_are_named(tmp_path: Path) -> None:
+    lines = planted({("a/one", "full"): [0.5], ("b/two", "full"): [0.5]})
+    tasks = {
+        "a/one": {"metric": "qa_f1", "files": ["a/val.jsonl", "a/more.jsonl"]},
+        "b/two": {"metric": "qa_f1"},
+    }
+    write_report([run_folder(tmp_path / "run", lines, tasks=tasks)], tmp_path / "out")
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "| a/one | qa_f1 | – | – | a/val.jsonl, a/more.jsonl |" in markdown
+    assert "| b/two | qa_f1 | – | – | – |" in markdown
+
+
+def test_the_costs_are_credited_to_all_machines(tmp_path: Path) -> None:
+    folders = [
+        run_folder(
+            tmp_path / "one",
+            planted({("a/one", "full"): [0.5]}),
+            hardware=["X, 2 cores", "Y"],
+            threads=[1, 8],
+        ),
+        run_folder(tmp_path / "two", planted({("a/one", "default"): [0.5]}), hardware="Z", threads=4),
+    ]
+    write_report(folders, tmp_path / "out")
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "Measured while the samples were answered, on: X, 2 cores; Y; Z." in markdown
+    assert "| hardware | X, 2 cores; Y | Z |" in markdown and "| threads | 1; 8 | 4 |" in markdown
+
+
+def test_runs_on_other_devices_or_with_other_versions_are_named(tmp_path: Path) -> None:
+    def remarks(**changed: Any) -> list[str]:
+        known = {"device": "cuda:0", "versions": {"torch": "2.9", "transformers": "5.0"}}
+        folders = [
+            run_folder(tmp_path / name, planted({("a/one", row): [0.5]}), **about)
+            for name, row, about in (
+                ("one", "full", known),
+                ("two", "default", known | {"device": "cuda:1"}),
+                ("three", "em-llm", changed),
+            )
+        ]
+        (found,) = comparisons([read_run(folder) for folder in folders])
+        return [remark for remark in found.remarks if "not made alike" in remark]
+
+    assert remarks() == [] == remarks(device="cuda", versions={"torch": "2.9"})
+    (said,) = remarks(device="cpu", versions={"torch": "2.8", "transformers": "5.0"})
+    assert said == (
+        "These runs were not made alike: device cuda in one, two and cpu in three; torch 2.9 in one, two and "
+        "2.8 in three. Results may differ for that reason."
+    )
+    write_report([tmp_path / name for name in ("one", "two", "three")], tmp_path / "out")
+    assert said in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_groups_of_samples_have_their_own_means_and_numbers(report, tmp_path: Path) -> None:
+    name, none = "longbench-e/qasper", line("plain/one", 0, "full", 1.0, facts={"length": 4000})
+    buckets = ("0-4k", "8k+", "0-4k", "8k+", "8k+")
+    lines = [none] + [
+        line(name, i, row, score, facts={"bucket": bucket, "length": 4000})
+        for row, scores in (("full", (1.0, 0.0, 0.5, 0.25, None)), ("default", (0.0, 1.0, 0.0, 1.0, 1.0)))
+        for i, (bucket, score) in enumerate(zip(buckets, scores, strict=True))
+    ]
+    numbers = report(lines)
+    full, default = numbers[name, "full"], numbers[name, "default"]
+    assert (full["bucket 0-4k"], full["bucket 0-4k num_samples"]) == ("75.0000", "2")
+    assert (full["bucket 8k+"], full["bucket 8k+ num_samples"]) == ("12.5000", "2")
+    assert (default["bucket 8k+"], default["bucket 8k+ num_samples"]) == ("100.0000", "3")
+    assert not any("4-8k" in column for column in full)
+    assert numbers["plain/one", "full"]["bucket 0-4k"] == ""
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    section = markdown.partition("### By group of samples")[2].partition("###")[0]
+    assert "| task and row | 0-4k | 4-8k | 8k+ |" in section
+    assert "| longbench-e/qasper (full) | 75.0 (of 2) | – | 12.5 (of 2) |" in section
+    assert "plain/one" not in section and "By difficulty" not in section
+    assert "By group of samples" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_difficulty_and_length_are_two_tables(report, tmp_path: Path) -> None:
+    facts = [{"difficulty": "easy", "length": "short"}, {"difficulty": "hard", "length": "long"}]
+    report([line("longbench-v2/zero-shot", i, "full", float(i), facts=it) for i, it in enumerate(facts)])
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "| longbench-v2/zero-shot (full) | 0.0 (of 1) | 100.0 (of 1) |" in markdown
+    assert "| longbench-v2/zero-shot (full) | 0.0 (of 1) | – | 100.0 (of 1) |" in markdown
+
+
+def test_without_groups_there_is_neither_section_nor_column(report, tmp_path: Path) -> None:
+    numbers = report([line("a/one", 0, "full", 1.0, facts={"length": 4000})])
+    assert not any(" " in column for column in numbers["a/one", "full"])
+    assert "By group" not in (tmp_path / "out" / "report.md").read_text()

@@ -7,6 +7,7 @@ import lzma
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emllm.errors import SourceError
-from emllm.evaluation.suites.files import records, require, text_of
+from emllm.evaluation.suites.files import records, require, stand_ins, text_of
 from emllm.evaluation.suites.needs import SampleNeeds
 from emllm.evaluation.task import Task
 
@@ -74,6 +75,15 @@ class TestRecords:
         assert list(records(wanted, needs(tmp_path))) == RECORDS
         written(tmp_path, "a.jsonl", "\n{}\n\n")
         assert list(records(wanted, needs(tmp_path))) == [{}]
+
+    def test_the_file_that_is_read_is_told_and_whether_it_stands_in_for_another(self, tmp_path) -> None:
+        wanted = task(file=["x/a.jsonl", "x/b.jsonl.xz"])
+        for kept, is_stand_in in (("x/b.jsonl", True), ("x/a.jsonl.xz", False)):
+            written(tmp_path, kept, LINES)
+            told: list[str] = []
+            list(records(wanted, replace(needs(tmp_path), on_file=told.append)))
+            assert told == [kept]
+            assert stand_ins(wanted, told) == ([kept] if is_stand_in else [])
 
     def test_the_hub_is_read_where_there_is_no_data_folder(self, monkeypatch) -> None:
         asked = []

@@ -58,8 +58,9 @@ def one_task(name: str, *records: dict[str, object], folder: Path) -> list[Sampl
     """The samples of a task whose data folder holds these records."""
     (folder / "longbench").mkdir(exist_ok=True)
     lines = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / "longbench" / "longbench_v1_dev.jsonl").write_text(lines, encoding="utf-8")
-    suite = name.partition("/")[0]
+    suite, _, short_name = name.partition("/")
+    file = f"{short_name}_e.jsonl" if suite == "longbench-e" else "longbench_v1_dev.jsonl"
+    (folder / "longbench" / file).write_text(lines, encoding="utf-8")
     (task,) = (task for task in tasks_of(suite) if task.name == name)
     return list(samples(task, needs(folder)))
 
@@ -160,11 +161,20 @@ class TestSamples:
         assert normal.facts == {"length": length, "language": "en"}
 
     def test_the_own_file_of_a_task_goes_before_the_common_one(self, tmp_path) -> None:
-        one_task("longbench-e/hotpotqa", RECORD, folder=tmp_path)
-        own = json.dumps(RECORD | {"_id": "own", "dataset": "hotpotqa_e"})
-        (tmp_path / "longbench" / "hotpotqa_e.jsonl").write_text(own, encoding="utf-8")
-        (task,) = (task for task in TASKS_E if task.name == "longbench-e/hotpotqa")
+        one_task("longbench/hotpotqa", RECORD, folder=tmp_path)
+        own = json.dumps(RECORD | {"_id": "own"})
+        (tmp_path / "longbench" / "hotpotqa.jsonl").write_text(own, encoding="utf-8")
+        (task,) = (task for task in TASKS if task.name == "longbench/hotpotqa")
         assert [sample.sample_id for sample in samples(task, needs(tmp_path))] == ["own"]
+
+    def test_the_longer_kind_never_reads_a_file_of_the_other(self, tmp_path) -> None:
+        one_task("longbench/hotpotqa", RECORD, folder=tmp_path)
+        (tmp_path / "longbench" / "hotpotqa.jsonl").write_text(json.dumps(RECORD), encoding="utf-8")
+        (task,) = (task for task in TASKS_E if task.name == "longbench-e/hotpotqa")
+        with pytest.raises(SourceError, match=r"^there is no longbench/hotpotqa_e\.jsonl in the data folder"):
+            list(samples(task, needs(tmp_path)))
+        for task in TASKS_E:
+            assert task.source["file"] == f"longbench/{short(task)}_e.jsonl"
 
 
 class TestSharedData:
@@ -203,10 +213,12 @@ class TestSharedData:
             question = found[task.name][0].questions[0]
             assert metric(task.metric)(question.answers[0], question) == pytest.approx(1.0), task.name
 
-    def test_the_longer_kind_groups_the_same_samples(self, found, shared_data) -> None:
+    def test_the_same_records_are_grouped_by_the_longer_kind(self, found, shared_data, tmp_path) -> None:
+        everything = list(records(TASKS[0], needs(shared_data)))
         groups: Counter[str] = Counter()
         for task in TASKS_E:
-            longer = list(samples(task, needs(shared_data)))
+            own = [record for record in everything if record["dataset"] == short(task)]
+            longer = one_task(task.name, *own, folder=tmp_path)
             normal = found[f"longbench/{short(task)}"]
             assert [sample.questions for sample in longer] == [sample.questions for sample in normal]
             groups.update(sample.facts["bucket"] for sample in longer)

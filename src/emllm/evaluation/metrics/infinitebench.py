@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from emllm.evaluation.metrics.choice import read_choice, right_letter
+from emllm.evaluation.metrics.choice import answered, read_choice, right_letter
 from emllm.evaluation.metrics.libraries import library
 from emllm.evaluation.metrics.words import best, normalised_chinese, qa_f1, token_f1
 from emllm.evaluation.samples import Question
@@ -102,8 +102,8 @@ def _character_f1(prediction: str, reference: str) -> float:
 
 def _read_option(prediction: str, question: Question) -> str | None:
     """The chosen letter: of the whole answer or, where that is not clear, of what follows "answer is"."""
-    letter = read_choice(prediction, question)
-    if letter is None and (found := re.search(r"(?i:answer is|answer|option is|\bis):?\s+(.*)", prediction)):
+    letter, said = read_choice(prediction, question), answered(prediction)
+    if letter is None and (found := re.search(r"(?i:answer is|answer|option is|\bis):?\s+(.*)", said)):
         letter = read_choice(found.group(1), question)
     return letter
 

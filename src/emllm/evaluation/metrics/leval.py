@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from emllm.evaluation.metrics.choice import read_letter, read_letters
+from emllm.evaluation.metrics.choice import read_letter, read_letters, read_only_letter
 from emllm.evaluation.metrics.libraries import library
 from emllm.evaluation.metrics.words import best, qa_f1
 from emllm.evaluation.samples import Question
@@ -66,8 +66,8 @@ def _letter(prediction: str, right: str) -> float:
 
 def _letters(prediction: str, right: str) -> float:
     if len(right) < 2:
-        return _letter(prediction, right)
-    said, wanted = read_letters(prediction.split("Question")[0]), set(right)
+        return float(bool(right) and read_only_letter(prediction) == right)
+    said, wanted = read_letters(prediction), set(right)
     return 1.0 if said == wanted else _PART_OF_THE_LETTERS if said and said < wanted else 0.0
 
 

@@ -166,7 +166,11 @@ def _comparison(runs: list[RunFolder], names: Counter[str], reference: str | Non
         reference=found_reference,
         records={key: tuple(found) for key, found in records.items()},
         costs={row: tuple(found) for row, found in costs.items()},
-        remarks=tuple(dict.fromkeys([*_missing_shards(runs), *_states_of_code(runs), *_own_remarks(runs)])),
+        remarks=tuple(
+            dict.fromkeys(
+                [*_missing_shards(runs), *_states_of_code(runs), *_not_alike(runs), *_own_remarks(runs)]
+            )
+        ),
     )
 
 
@@ -230,6 +234,24 @@ def _states_of_code(runs: list[RunFolder]) -> list[str]:
     if len(codes) < 2:
         return []
     return [f"The code changed while this was run ({', '.join(codes)}): results may differ for that reason."]
+
+
+def _not_alike(runs: list[RunFolder]) -> list[str]:
+    """A remark where runs differ in what a merge would refuse: kinds of device, versions of packages."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        device = str(run.about.get("device") or "").partition(":")[0]
+        for name, value in {"device": device, **(run.about.get("versions") or {})}.items():
+            if value:  # older runs do not tell
+                found.setdefault(name, {}).setdefault(str(value), []).append(run.folder.name)
+    differing = [
+        f"{name} " + " and ".join(f"{value} in {', '.join(folders)}" for value, folders in values.items())
+        for name, values in found.items()
+        if len(values) > 1
+    ]
+    if not differing:
+        return []
+    return [f"These runs were not made alike: {'; '.join(differing)}. Results may differ for that reason."]
 
 
 def _missing_shards(runs: list[RunFolder]) -> list[str]:

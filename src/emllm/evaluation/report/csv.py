@@ -1,6 +1,7 @@
 """The figures of a report as comma-separated numbers, one line a task and row.
 
-Scores are times 100, perplexity is itself, its difference in nats; an empty field is an unknown.
+Scores are times 100, perplexity is itself, its difference in nats; an empty field is an unknown. Groups of
+samples, where there are any, have two columns each behind the others.
 This module does not know how figures are computed.
 """
 
@@ -13,6 +14,7 @@ from io import StringIO
 from typing import Any
 
 from emllm.evaluation.report.comparison import Comparison
+from emllm.evaluation.report.groups import group_scores
 from emllm.evaluation.report.tables import Figures
 
 COLUMNS = (
@@ -41,15 +43,17 @@ COLUMNS = (
 def render_csv(found: Sequence[tuple[Comparison, Figures]]) -> str:
     """All tasks and rows of all comparisons, under one line of names."""
     buffer = StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
+    lines = [line for comparison, figures in found for line in _lines(comparison, figures)]
+    of_groups = dict.fromkeys(name for line in lines for name in line if name not in COLUMNS)
+    writer = csv.DictWriter(buffer, (*COLUMNS, *of_groups), restval="", lineterminator="\n")
     writer.writeheader()
-    for comparison, figures in found:
-        for line in _lines(comparison, figures):
-            writer.writerow({name: _field(value) for name, value in line.items()})
+    for line in lines:
+        writer.writerow({name: _field(value) for name, value in line.items()})
     return buffer.getvalue()
 
 
 def _lines(comparison: Comparison, figures: Figures) -> list[dict[str, Any]]:
+    groups = group_scores(comparison)
     compared = {(it.name, it.row): it for it in figures.differences}
     lines = []
     for score in figures.scores:
@@ -65,6 +69,9 @@ def _lines(comparison: Comparison, figures: Figures) -> list[dict[str, Any]]:
         if it is not None:
             line |= {"difference": it.mean, "difference_low": it.low, "difference_high": it.high}
             line |= {"reference": comparison.reference, "num_pairs": it.num_pairs, "verdict": it.verdict}
+        for group in (it for it in groups if (it.task, it.row) == (score.task, score.row)):
+            name = f"{group.fact} {group.group}"
+            line |= {name: group.mean, f"{name} num_samples": group.num_samples}
         lines.append(line)
     return lines
 

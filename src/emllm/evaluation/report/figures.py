@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
+from emllm.evaluation.agreement import machines_of
 from emllm.evaluation.report.comparison import Comparison
 from emllm.evaluation.report.costs import row_costs
 from emllm.evaluation.report.layout import Block, Cell, Section, Table, interval, number, plural, signed, span
@@ -201,7 +202,9 @@ def cost_section(comparison: Comparison) -> Section:
         if all(cost.is_own_peak for cost in costs)
         else "RAM is the process's highest so far, which an earlier row may have set"
     )
-    hardware = dict.fromkeys(str(run.about.get("hardware") or "unknown") for run in comparison.runs)
+    hardware = dict.fromkeys(
+        str(name) for run in comparison.runs for name in machines_of(run.about, "hardware") or ("unknown",)
+    )
     plain = (
         f"Measured while the samples were answered, on: {'; '.join(hardware)}. Speed is all tokens over all "
         f"seconds; the first token is the median over samples; {memory}."

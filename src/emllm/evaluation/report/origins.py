@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from emllm.evaluation.agreement import MACHINES, machines_of
 from emllm.evaluation.report.comparison import Comparison
 from emllm.evaluation.report.layout import Cell, Section, Table, plural
 from emllm.evaluation.report.records import Record
@@ -27,7 +28,7 @@ def overview_section(comparison: Comparison) -> Section:
         f"{plural(len(comparison.tasks), 'task')}, {plural(num_samples, 'sample')}, "
         f"{plural(len(comparison.rows), 'row')}: {', '.join(comparison.rows)}. "
         f"{plural(shared, 'sample')} of {num_samples:,} answered by every row that was asked them.",
-        "Scores are the benchmarks' own, times 100, and means over all questions; intervals are 95 % "
+        "Scores are of each task's metric, times 100, and means over all questions; intervals are 95 % "
         "bootstrap intervals that draw samples, each with all its questions, where there are two or more.",
     ]
     one_text = [task for task in comparison.tasks if comparison.is_one_text(task)]
@@ -121,7 +122,11 @@ def method_section(comparison: Comparison) -> Section:
         for row, about in comparison.rows.items()
     )
     tasks = tuple(
-        (Cell(task), *(Cell(_plain(about.get(name))) for name in ("metric", "answer_tokens", "questions")))
+        (
+            Cell(task),
+            *(Cell(_plain(about.get(name))) for name in ("metric", "answer_tokens", "questions")),
+            Cell(", ".join(about.get("files") or ("–",))),
+        )
         for task, about in comparison.tasks.items()
     )
     return Section(
@@ -130,7 +135,7 @@ def method_section(comparison: Comparison) -> Section:
             Table("Rows", ("row", "kind", "settings"), rows, is_text=True, is_folded=True),
             Table(
                 "Tasks",
-                ("task", "metric", "answer tokens", "questions"),
+                ("task", "metric", "answer tokens", "questions", "files of the data folder"),
                 tasks,
                 is_text=True,
                 is_folded=True,
@@ -145,9 +150,9 @@ def _run_names(comparison: Comparison) -> list[str]:
 
 
 def _run_lines(comparison: Comparison) -> list[tuple[Cell, ...]]:
-    names = ("created", "dtype", "device", "threads", "hardware", "seed", "lengths", "num_samples", "limit")
+    names = ("created", "dtype", "device", *MACHINES, "seed", "lengths", "num_samples", "limit")
     lines = [
-        (Cell(name.replace("_", " ")), *(Cell(_plain(run.about.get(name))) for run in comparison.runs))
+        (Cell(name.replace("_", " ")), *(Cell(_said(run.about, name)) for run in comparison.runs))
         for name in names
     ]
     lines.append((Cell("shard"), *(Cell(_shard(run.about)) for run in comparison.runs)))
@@ -161,6 +166,13 @@ def _run_lines(comparison: Comparison) -> list[tuple[Cell, ...]]:
         " && ".join(_command(it) for it in run.about.get("commands") or ()) for run in comparison.runs
     )
     return [*lines, (Cell("commands"), *map(Cell, commands))]
+
+
+def _said(about: Mapping[str, Any], name: str) -> str:
+    """A fact of a run; of its machines all."""
+    if name in MACHINES:
+        return "; ".join(map(str, machines_of(about, name))) or "–"
+    return _plain(about.get(name))
 
 
 def _shard(about: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from emllm.evaluation.report.figures import (
     published_section,
     score_sections,
 )
+from emllm.evaluation.report.groups import group_section
 from emllm.evaluation.report.layout import Chapter
 from emllm.evaluation.report.markdown import render_markdown
 from emllm.evaluation.report.origins import example_section, failure_section, method_section, overview_section
@@ -63,6 +64,7 @@ def chapter(comparison: Comparison, figures: Figures) -> Chapter:
     sections = [
         overview_section(comparison),
         *score_sections(comparison, figures),
+        group_section(comparison),
         difference_section(comparison, figures),
         cost_section(comparison),
         curve_section(comparison),

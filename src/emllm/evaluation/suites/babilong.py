@@ -61,11 +61,19 @@ def samples(task: Task, needs: SampleNeeds) -> Iterator[Sample]:
     if needs.data is None:
         yield from _published(task, needs)
         return
-    stories = read_stories(babi_text(needs.data, task.source["file"], task.source["member"]))
+    place = needs.data, task.source["file"], task.source["member"]
+    needs.on_file(babi_file(*place).relative_to(needs.data).as_posix())
+    stories = read_stories(babi_text(*place))
     Random(f"{needs.seed} {task.name}").shuffle(stories)
     for length in needs.lengths or LENGTHS:
         for index, story in enumerate(_short_enough(task, needs, stories, length)):
             yield _made(task, needs, story, length, index)
+
+
+def babi_file(data: Path, name: str, member: str) -> Path:
+    """The archive of that name, or the file of it that one unpacked beside it."""
+    archive = data / name
+    return min((path for path in archive.parent.rglob(member) if path.is_file()), default=archive)
 
 
 def babi_text(data: Path, name: str, member: str) -> str:
@@ -74,12 +82,11 @@ def babi_text(data: Path, name: str, member: str) -> str:
     Raises:
         SourceError: neither is there, or it cannot be read.
     """
-    archive = data / name
-    unpacked = sorted(path for path in archive.parent.rglob(member) if path.is_file())
+    place = babi_file(data, name, member)
     try:
-        if unpacked:
-            return unpacked[0].read_text("utf-8")
-        with tarfile.open(archive) as found:
+        if place.name == member:
+            return place.read_text("utf-8")
+        with tarfile.open(place) as found:
             for entry in found:
                 if Path(entry.name).name == member and (content := found.extractfile(entry)):
                     return content.read().decode("utf-8")
@@ -88,8 +95,8 @@ def babi_text(data: Path, name: str, member: str) -> str:
             f"there is neither {name} nor {member} in the data folder {data} (--data)"
         ) from None
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise SourceError(f"{archive}: cannot be read: {error}") from error
-    raise SourceError(f"{archive}: holds no {member}")
+        raise SourceError(f"{place}: cannot be read: {error}") from error
+    raise SourceError(f"{place}: holds no {member}")
 
 
 def read_stories(text: str) -> list[Story]:

@@ -3,7 +3,7 @@
 ``[source]`` of a task file says where:
 
 - ``file``: one name, or several of which the first that exists is read, relative to the data folder; it may
-  lie there compressed or not;
+  lie there compressed or not. The first is the benchmark's own file, the others stand in for it;
 - where there is no data folder, ``hub``, ``subset`` and ``split``, which `datasets` loads; or ``hub_file``,
   one file of that hub repository as it is (with ``member``, a file in that zip), for data sets that came with
   a loading script: `datasets` no longer runs those.
@@ -43,7 +43,9 @@ def records(task: Task, needs: SampleNeeds) -> Iterator[dict[str, Any]]:
     """
     source = task.source
     if needs.data is not None and "file" in source:
-        yield from _file_records(_records_file(task, needs.data))
+        path = _records_file(task, needs.data)
+        needs.on_file(path.relative_to(needs.data).as_posix())
+        yield from _file_records(path)
     elif "hub_file" in source:
         yield from _hub_file_records(source["hub"], source["hub_file"], source.get("member"))
     elif "hub" in source:
@@ -66,8 +68,18 @@ def has_records(task: Task, needs: SampleNeeds) -> bool:
 
 def _records_file(task: Task, data: Path) -> Path:
     """The file of the data folder that holds a task's records, under the first of its names that is there."""
-    names = task.source["file"]
-    return _found(data, [names] if isinstance(names, str) else list(names), _RECORD_ENDINGS)
+    return _found(data, _file_names(task), _RECORD_ENDINGS)
+
+
+def _file_names(task: Task) -> list[str]:
+    names = task.source.get("file", ())
+    return [names] if isinstance(names, str) else list(names)
+
+
+def stand_ins(task: Task, read: Iterable[str]) -> list[str]:
+    """Those of the files read for a task that stand in for the benchmark's own."""
+    others = {_stem(name, _RECORD_ENDINGS) for name in _file_names(task)[1:]}
+    return [name for name in read if _stem(name, _RECORD_ENDINGS) in others]
 
 
 def text_of(needs: SampleNeeds, name: str) -> str:

@@ -21,6 +21,7 @@ class SampleNeeds:
         num_samples: of each task and length, for suites that are made; others yield all they have.
         limit: of each length at most, the first ones, for suites with lengths (`suites.BY_LENGTH`).
         seed: of samples that are drawn or made.
+        on_file: told the name of each file of records that is read, relative to `data`.
     """
 
     data: Path | None
@@ -29,6 +30,7 @@ class SampleNeeds:
     num_samples: int = 20
     limit: int | None = None
     seed: int = 0
+    on_file: Callable[[str], object] = lambda name: None
 
     @property
     def num_wanted(self) -> int:

@@ -118,6 +118,7 @@ def _records(task: Task, needs: SampleNeeds) -> Iterator[dict[str, Any]]:
     if path is None or task.source["layout"] != "squad" or not path.is_file():
         yield from records(task, needs)
         return
+    needs.on_file(str(name))
     try:
         whole = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
