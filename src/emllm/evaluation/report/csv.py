@@ -34,6 +34,7 @@ COLUMNS = (
     "difference_low",
     "difference_high",
     "num_pairs",
+    "p",
     "verdict",
 )
 
@@ -64,7 +65,8 @@ def _lines(comparison: Comparison, figures: Figures) -> list[dict[str, Any]]:
         it = compared.get((score.task, score.row))
         if it is not None:
             line |= {"difference": it.mean, "difference_low": it.low, "difference_high": it.high}
-            line |= {"reference": comparison.reference, "num_pairs": it.num_pairs, "verdict": it.verdict}
+            line |= {"reference": comparison.reference, "num_pairs": it.num_pairs}
+            line |= {"p": it.p, "verdict": it.verdict}
         lines.append(line)
     return lines
 
