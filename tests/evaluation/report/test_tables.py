@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,10 @@ def record(task: str, index: int, row: str, scores: Sequence[float]) -> Record:
     )
 
 
-def compared(ours: Sequence[Texts], theirs: Sequence[Texts]) -> Comparison:
-    """Two rows, `default` and the reference `full`, on some tasks."""
+def compared(
+    ours: Sequence[Texts], theirs: Sequence[Texts], *, changed: Callable[[Record], Record] = lambda it: it
+) -> Comparison:
+    """Two rows, `default` and the reference `full`, on some tasks; of their records something else."""
     rows = {"full": theirs, "default": ours}
     about = {
         "model": "m",
@@ -40,7 +43,7 @@ def compared(ours: Sequence[Texts], theirs: Sequence[Texts]) -> Comparison:
         "tasks": {f"a/{number}": {"suite": "a", "metric": "qa_f1"} for number in range(len(ours))},
     }
     records = tuple(
-        record(f"a/{number}", index, row, scores)
+        changed(record(f"a/{number}", index, row, scores))
         for row, tasks in rows.items()
         for number, texts in enumerate(tasks)
         for index, scores in enumerate(texts)
@@ -86,3 +89,9 @@ def test_an_interval_ends_where_scores_do() -> None:
     assert all(low >= 0 and high <= 100 for low, high in ends)
     apart = differences(comparison)
     assert [(it.low, it.high) for it in apart[:2]] == [(-100.0, 100.0)] * 2
+
+
+def test_questions_of_several_tasks_about_one_text_alone_are_pairs_of_their_own() -> None:
+    scores = np.random.default_rng(47).random((2, 5, 1, 3)).tolist()
+    found = differences(compared(*scores, changed=lambda it: replace(it, sample="conversation")))[-1]
+    assert (found.name, found.num_pairs, found.num_differing) == ("a", 15, 15)

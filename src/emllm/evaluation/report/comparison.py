@@ -95,7 +95,7 @@ class Comparison:
     def clusters(self, task: str, questions: Iterable[Asked]) -> list[Hashable]:
         """What is drawn together with each of these questions: its sample's others, or none of one text."""
         if self.is_one_text(task):
-            return list(questions)
+            return [(task, *asked) for asked in questions]
         return [sample for sample, _ in questions]
 
     def rows_of(self, task: str) -> list[str]:
