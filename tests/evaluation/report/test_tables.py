@@ -95,3 +95,21 @@ def test_questions_of_several_tasks_about_one_text_alone_are_pairs_of_their_own(
     scores = np.random.default_rng(47).random((2, 5, 1, 3)).tolist()
     found = differences(compared(*scores, changed=lambda it: replace(it, sample="conversation")))[-1]
     assert (found.name, found.num_pairs, found.num_differing) == ("a", 15, 15)
+
+
+def test_samples_with_one_text_are_drawn_together_in_whatever_tasks_and_rows_that_tell_it() -> None:
+    scores = np.random.default_rng(53).random((2, 2, 6, 1)).tolist()
+
+    def told(it: Record) -> Record:
+        return replace(it, text=f"text {it.index // 2}" if it.row == "full" else None)
+
+    one, _, average = differences(compared(*scores, changed=told))
+    assert (one.num_pairs, average.num_pairs, average.num_differing) == (3, 3, 3)
+    one, _, average = differences(compared(*scores))
+    assert (one.num_pairs, average.num_pairs) == (6, 12)
+
+
+def test_of_samples_that_all_have_one_text_questions_are_drawn() -> None:
+    scores = np.random.default_rng(59).random((2, 1, 6, 2)).tolist()
+    comparison = compared(*scores, changed=lambda it: replace(it, text="text"))
+    assert comparison.is_one_text("a/0") and differences(comparison)[0].num_pairs == 12

@@ -53,7 +53,7 @@ def _averages(comparison: Comparison, averages: Iterable[Average]) -> Section:
         cells = (Cell(number(it.mean), interval(it.low, it.high)) if it else Cell("–") for it in averaged)
         lines.append((Cell(suite, category), *cells, Cell(str(num_tasks))))
     blocks: list[Block] = [
-        "Plain mean of the tasks' scores; the interval draws samples again within each task."
+        "Plain mean of the tasks' scores; the interval draws texts again within each task."
     ]
     for suite in dict.fromkeys(suite for suite, _, _ in found):
         missing = left_out(comparison, suite)
@@ -136,7 +136,7 @@ def difference_section(comparison: Comparison, figures: Figures) -> Section:
     open_to_marks = sum(it.can_be_marked for it in found)
     plain = (
         "Points, row minus reference, over the questions that both answered, with the interval of a paired "
-        "bootstrap that draws samples (pairs; of one text alone, its questions). "
+        "bootstrap that draws texts (pairs; of one text alone, its questions). "
         "▲ better and ▼ worse: the interval leaves out 0, and less than "
         f"{MAX_P:.0%} of all ways to flip the signs of pairs give as much (p; of tasks in report.csv), "
         f"which takes {MIN_PAIRS} pairs that differ; an average with a task of one pair is never marked. "

@@ -1,10 +1,10 @@
 """The figures of a report: each row's score on each task, averages over tasks, differences to a reference.
 
 A task's score is the mean over all its answered questions, as the benchmarks take it, shown times 100.
-Intervals are 95 % bootstrap intervals that draw whole samples, each with all its questions; those of an
-average resample the samples within each of its tasks, those of one name in several tasks (LoCoMo's
-conversations) once for all of them, and those of a difference resample pairs: what both rows answered. Where
-a task has one text alone with several questions, questions are drawn instead of samples; with one question
+Intervals are 95 % bootstrap intervals that draw texts, each with all questions about it; those of an average
+resample the texts within each of its tasks, those of several tasks (LoCoMo's conversations) once for all of
+them, and those of a difference resample pairs: what both rows answered. Where a task has one text alone with
+several questions, questions are drawn instead of texts; with one question
 there is no interval, nor for an average that the task is in. An interval ends where scores do. A difference
 is marked where its interval leaves out 0 and flipping the signs of pairs seldom gives as much. Perplexity is
 ``exp(nats)``, its difference is in nats; it is never averaged with scores. A failed sample has no score: it
@@ -36,7 +36,7 @@ NUM_RESAMPLES = 2000
 MAX_P = 0.05
 #: Fewer pairs with a difference never have such a p: chance alone gives five of one sign in 1 of 16 cases.
 MIN_PAIRS = 6
-#: Drawn again, one sample is always itself: it tells nothing of others, so there is no interval.
+#: Drawn again, one text is always itself: it tells nothing of others, so there is no interval.
 MIN_DRAWN = 2
 
 Scores = Float[np.ndarray, " S"]
@@ -57,9 +57,9 @@ class TaskScore:
 
     Attributes:
         mean: of the answered questions, times 100, or the perplexity; None where none was answered.
-        low: lower end of the interval; None of one sample with one question.
+        low: lower end of the interval; None of one text with one question.
         high: upper end of the interval; likewise.
-        num_samples: answered samples, which the interval draws.
+        num_samples: answered samples.
         num_questions: of those samples, over which the mean goes.
         num_failed: samples without an answer.
         num_truncated: samples of which the row read less than the prompt.
@@ -98,8 +98,8 @@ class RowDifference:
         mean: in points (score times 100), or in nats per token for perplexity.
         low: lower end of the interval; None where a task has one pair alone.
         high: upper end of the interval; likewise.
-        num_pairs: what is drawn: samples that both answered, or questions of one text. A sample that
-            several tasks of an average have counts once.
+        num_pairs: what is drawn: texts about which both answered something, or questions of one text. A text
+            that several tasks of an average have counts once.
         num_differing: of these pairs, those with a difference.
         p: two-sided, of flips of the pairs' signs.
         verdict: ``better`` or ``worse`` where the interval leaves out 0 and p is below `MAX_P`, else empty.
