@@ -141,7 +141,7 @@ def difference_section(comparison: Comparison, figures: Figures) -> Section:
         f"{MAX_P:.0%} of all ways to flip the signs of pairs give as much (p; of tasks in report.csv), "
         f"which takes {MIN_PAIRS} pairs that differ; an average with a task of one pair is never marked. "
         f"{marked} of {plural(len(found), 'difference')} marked; {open_to_marks} could be, and without any "
-        f"true difference chance would mark about {round(MAX_P * open_to_marks, 1):g} at most."
+        f"true difference chance would mark {round(MAX_P * open_to_marks, 1):g} of them at most."
     )
     tasks = {it.name for it in found if it.name in comparison.tasks}
     surprised = {task for task in tasks if comparison.is_perplexity(task)}
