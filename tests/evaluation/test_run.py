@@ -146,7 +146,8 @@ def test_a_failed_sample_is_written_down_with_its_reason_and_no_score(lm, fake, 
 def test_a_line_has_exactly_the_agreed_keys(lm, fake, whole, tmp_path):
     line = json.loads(whole.splitlines()[0])
     assert list(line) == [
-        *("task", "index", "sample", "row", "tokens", "read_tokens", "facts", "score", "answers", "failed")
+        *("task", "index", "sample", "row", "text"),
+        *("tokens", "read_tokens", "facts", "score", "answers", "failed"),
     ]
     assert set(line["answers"][0]) == {"prediction", "score", "answer_tokens", "facts", "evidence"}
     assert line["answers"][1]["facts"] == {"depth": 50.0, "depths": [49.5, 50.5]} and line["facts"] == {
@@ -160,6 +161,14 @@ def test_a_line_has_exactly_the_agreed_keys(lm, fake, whole, tmp_path):
     run = json.loads((tmp_path / RUN).read_text())
     assert {"format", "created", "commands", "versions", "model", "fingerprint", "hardware"} <= set(run)
     assert run["rows"]["mine"]["kind"] == "memory" and run["tasks"]["tiny/one"]["metric"] == "qa_f1"
+
+
+def test_lines_have_one_digest_of_a_text_whatever_task_row_or_failure(lm, fake, whole):
+    by_sample: dict[str, set[str]] = {}
+    for line in map(json.loads, whole.splitlines()):
+        by_sample.setdefault(line["sample"], set()).add(line["text"])
+    assert all(len(texts) == 1 and len(*texts) == 16 for texts in by_sample.values())
+    assert len(set.union(*by_sample.values())) == len(by_sample) > 1
 
 
 def test_what_is_done_is_not_run_again(lm, fake, whole, tmp_path):

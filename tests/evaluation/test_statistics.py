@@ -1,4 +1,4 @@
-"""The bootstrap over samples: laws, planted truths, and scipy's as an oracle."""
+"""The bootstrap over samples and flips of signs: laws, planted truths, and scipy's as an oracle."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, permutation_test
 
 from emllm.errors import ConfigError
-from emllm.evaluation.statistics import bootstrap_average, bootstrap_difference, bootstrap_mean
+from emllm.evaluation.statistics import (
+    bootstrap_average,
+    bootstrap_average_difference,
+    bootstrap_difference,
+    bootstrap_mean,
+)
 
 FEW = 400
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=30)
@@ -17,9 +22,11 @@ pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_si
 
 
 @given(scores)
-def test_an_interval_is_ordered_and_lies_within_the_scores(values):
+def test_an_interval_is_ordered_and_lies_within_the_scores_but_for_its_widening(values):
     found = bootstrap_mean(values, num_resamples=FEW)
-    assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+    wider = np.sqrt(len(values) / max(len(values) - 1, 1))
+    lowest, highest = (found.mean + wider * (end - found.mean) for end in (min(values), max(values)))
+    assert lowest - 1e-9 <= found.low <= found.high <= highest + 1e-9
     assert found.mean == pytest.approx(np.mean(values)) and found.num_samples == len(values)
 
 
@@ -81,7 +88,18 @@ def test_the_interval_is_that_of_scipys_percentile_bootstrap():
         (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(9)
     ).confidence_interval
     ours = bootstrap_mean(values, num_resamples=20_000)
-    assert (ours.low, ours.high) == pytest.approx(theirs, abs=5e-3)
+    wider = np.sqrt(60 / 59)
+    widened = [ours.mean + wider * (end - ours.mean) for end in theirs]
+    assert (ours.low, ours.high) == pytest.approx(widened, abs=5e-3)
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 5])
+def test_means_of_few_samples_spread_by_their_standard_error(num_samples):
+    # An average of many tasks has a bell of draws: 68 % of them lie within one standard error.
+    values = np.random.default_rng(7).normal(0, 1, (12, num_samples))
+    found = bootstrap_average([(one, None) for one in values], confidence=0.6827, num_resamples=5000)
+    standard_error = np.sqrt((values.var(axis=1, ddof=1) / num_samples).sum()) / 12
+    assert (found.high - found.low) / 2 == pytest.approx(standard_error, rel=0.05)
 
 
 def test_nineteen_of_twenty_intervals_hold_the_planted_mean():
@@ -145,7 +163,8 @@ def test_a_task_that_has_some_of_the_shared_texts_only_has_one_in_every_draw():
     names = ["a", "b", "c"]
     found = bootstrap_average([([0.2, 0.4, 0.6], names), ([0.5], ["b"])], num_resamples=FEW)
     assert found.mean == pytest.approx(0.45) and found.num_samples == 1
-    assert 0.35 <= found.low < found.high <= 0.55
+    assert found.low >= 0.45 - 0.1 * np.sqrt(1.5) and found.high <= 0.45 + 0.1 * np.sqrt(1.5)
+    assert found.low < found.high
 
 
 def test_a_planted_difference_is_found_and_a_null_one_is_not():
@@ -198,7 +217,8 @@ def test_a_clustered_difference_is_drawn_by_cluster_too():
 
 def test_a_sample_with_more_questions_weighs_more():
     found = bootstrap_mean([1.0, 0.0, 0.0, 0.0], clusters=["a", "b", "b", "b"])
-    assert found.mean == 0.25 and (found.low, found.high) == (0, 1)
+    low, high = (0.25 + np.sqrt(2) * (end - 0.25) for end in (0, 1))
+    assert found.mean == 0.25 and (found.low, found.high) == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize("num_samples", range(1, 8))
@@ -207,8 +227,47 @@ def test_few_samples_of_one_sign_are_no_certainty(num_samples):
     assert found.p >= 2.0 ** (1 - num_samples)
 
 
-def test_draws_that_all_fall_on_one_side_are_worth_two_in_their_number():
-    assert bootstrap_difference([0.5] * 60, [0.1] * 60, num_resamples=999).p == 2 / 1000
+@pytest.mark.parametrize("num_samples", [2, 5, 9, 12])
+def test_a_p_is_that_of_scipys_permutation_test_over_samples(num_samples):
+    first, second = np.random.default_rng(num_samples).random((2, num_samples)).round(1)
+    theirs = permutation_test(
+        (first, second), lambda one, other: np.mean(one - other), permutation_type="samples", n_resamples=1e5
+    )
+    assert bootstrap_difference(first, second, num_resamples=FEW).p == pytest.approx(theirs.pvalue)
+
+
+def test_a_p_of_drawn_flips_is_near_that_of_all_of_them():
+    first, second = np.random.default_rng(3).random((2, 14))
+    theirs = permutation_test(
+        (first, second + 0.2),
+        lambda one, other: np.mean(one - other),
+        permutation_type="samples",
+        n_resamples=1e5,
+    )
+    ours = bootstrap_difference(first, second + 0.2, num_resamples=FEW)
+    assert ours.p == pytest.approx(theirs.pvalue, abs=0.02) and 0.01 < ours.p < 0.9
+
+
+def test_a_p_of_drawn_flips_counts_the_rows_as_they_are():
+    assert bootstrap_difference([0.5] * 60, [0.1] * 60, num_resamples=FEW).p == 1 / 10_001
+
+
+def test_samples_on_which_two_rows_agree_make_them_no_surer_to_differ():
+    few = bootstrap_difference([1.0] * 3, [0.0] * 3, num_resamples=FEW)
+    many = bootstrap_difference([1.0] * 3 + [0.5] * 40, [0.0] * 3 + [0.5] * 40, num_resamples=FEW)
+    assert few.p == many.p == 0.25
+    assert (many.num_differing, many.num_samples) == (3, 43)
+
+
+def test_a_text_of_several_tasks_has_one_sign_in_all_of_them():
+    names = list("abc")
+    gains = [0.1, 0.2, 0.3]
+    one = bootstrap_average_difference([(gains, names)] * 4, num_resamples=FEW)
+    assert (one.p, one.num_differing) == (0.25, 3)
+    apart = [(gains, [f"{task} {name}" for name in names]) for task in range(4)]
+    assert bootstrap_average_difference(apart, num_resamples=FEW).p == 2.0**-11
+    opposite = [(gains, names), ([-gain for gain in gains], names)]
+    assert bootstrap_average_difference(opposite, num_resamples=FEW).p == 1
 
 
 def test_many_samples_are_drawn_in_batches_without_a_gap():

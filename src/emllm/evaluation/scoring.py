@@ -5,6 +5,7 @@ This module does not know how a row answers or where lines are written.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from statistics import fmean
@@ -76,7 +77,9 @@ def costs_line(task: Task, sample: Sample, row: str, outcome: Outcome | None, pe
 
 
 def _line(task: Task, index: int, sample: Sample, row: str) -> dict[str, Any]:
-    return {"task": task.name, "index": index, "sample": sample.sample_id, "row": row}
+    """What the line is about; `text` is a digest, the same for all samples with that text."""
+    text = hashlib.sha256(sample.text.encode("utf-8", "replace")).hexdigest()[:16]
+    return {"task": task.name, "index": index, "sample": sample.sample_id, "row": row, "text": text}
 
 
 def _score(task: Task, prediction: str, question: Any) -> float:

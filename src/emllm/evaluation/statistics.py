@@ -1,9 +1,15 @@
-"""How far a mean of scores, or a difference of two, can be trusted: the bootstrap over samples.
+"""How far a mean of scores, or a difference of two, can be trusted: the bootstrap, and flips of signs.
 
 Samples are drawn again with replacement as often as there are samples, many times, and the mean of each draw
-is taken (Efron and Tibshirani 1993). Two rows are compared on the same samples, drawn together, so that what
-is hard for both does not blur their difference. Questions about one text share what makes it hard: their
-scores are one cluster and are drawn together.
+is taken (Efron and Tibshirani 1993). Draws from n samples spread by sqrt((n - 1) / n) too little, which is
+much with few: their deviations from the mean are widened by as much. Of a mean over questions of texts that
+have different numbers of them, a ratio, that is right to first order only. An interval of few samples stays
+too narrow: whether two rows differ is told by their p.
+
+Two rows are compared on the same samples, drawn together, so that what is hard for both does not blur their
+difference. If both are as good, each of its signs could as well be the other one (Fisher 1935, section 21):
+p is how often flipped signs give a mean difference as large. Questions about one text share what makes it
+hard: their scores are one cluster, drawn and flipped together.
 
 This module does not know tasks, rows or files.
 """
@@ -11,7 +17,7 @@ This module does not know tasks, rows or files.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +26,9 @@ from emllm.errors import ConfigError
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
+#: All flips of the signs of so many clusters are gone through, of more clusters `_NUM_FLIPS` are drawn.
+_MAX_ENUMERATED = 12
+_NUM_FLIPS = 10_000
 #: Drawn indices that are held at a time.
 _MAX_DRAWN = 2_000_000
 #: Means closer to 0 than this are 0: sums of decimals such as 0.1 are not exact.
@@ -41,7 +50,8 @@ class Estimate:
         high: upper end of the interval.
         num_samples: clusters that were drawn from, of an average those of the smallest task; of one alone the
             interval says nothing and is its mean.
-        p: of a difference, two-sided: how easily draws would fall on the other side of 0. None of a mean.
+        p: of a difference, two-sided: how often its signs, flipped by chance, give as much. None of a mean.
+        num_differing: of a difference, the clusters with one; fewer than six never have a p below 0.05.
     """
 
     mean: float
@@ -49,6 +59,7 @@ class Estimate:
     high: float
     num_samples: int
     p: float | None = None
+    num_differing: int = 0
 
 
 def bootstrap_mean(
@@ -99,14 +110,13 @@ def bootstrap_average(
     if not strata:
         raise ConfigError("an average needs one task at least")
     generator = np.random.default_rng(seed)
-    checked = [_checked(scores, confidence=confidence, num_resamples=num_resamples) for scores, _ in strata]
-    grouped = [_by_cluster(values, clusters) for values, (_, clusters) in zip(checked, strata, strict=True)]
+    grouped = _grouped(strata, confidence=confidence, num_resamples=num_resamples)
     total = np.zeros(num_resamples)
     for together in _sharing([clusters for _, clusters in strata]):
         sums, sizes = _side_by_side([grouped[idx] for idx in together])
         total += _resampled(sums, sizes, num_resamples=num_resamples, generator=generator).sum(axis=1)
     low, high = _ends(total / len(strata), confidence)
-    mean = float(np.mean([values.mean() for values in checked]))
+    mean = float(np.mean([_mean(one) for one in grouped]))
     return Estimate(mean, low, high, min(len(one) for one in grouped))
 
 
@@ -121,10 +131,6 @@ def bootstrap_difference(
 ) -> Estimate:
     """Mean difference of two rows on the same samples in one order, its interval and two-sided p.
 
-    ``p`` is twice the smaller share of draws on either side of 0, one draw added to each so that it is never
-    0. It is at least ``2 ** (1 - n)``, what n samples of one sign would reach by chance (the sign test): the
-    bootstrap alone makes three samples of one sign a certainty.
-
     Args:
         first: scores of one row.
         second: scores of the other, taken from them.
@@ -137,13 +143,56 @@ def bootstrap_difference(
         raise ConfigError(
             f"two rows must have scores of the same samples, got {len(first)} and {len(second)}"
         )
-    ours = _checked(first, confidence=confidence, num_resamples=num_resamples)
-    theirs = _checked(second, confidence=confidence, num_resamples=num_resamples)
-    grouped = _by_cluster(ours - theirs, clusters)
-    generator = np.random.default_rng(seed)
-    means = _resampled(*_side_by_side([grouped]), num_resamples=num_resamples, generator=generator)[:, 0]
-    low, high = _ends(means, confidence)
-    return Estimate(float((ours - theirs).mean()), low, high, len(grouped), _two_sided(means, len(grouped)))
+    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    return bootstrap_average_difference(
+        [(differences, clusters)], confidence=confidence, num_resamples=num_resamples, seed=seed
+    )
+
+
+def bootstrap_average_difference(
+    strata: Sequence[tuple[Sequence[float] | Scores, Sequence[Hashable] | None]],
+    *,
+    confidence: float = CONFIDENCE,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Plain mean of several tasks' mean differences, its interval and two-sided p.
+
+    A cluster that several tasks have in common has one sign in all of them.
+
+    Args:
+        strata: differences of two rows and their clusters of each task, as in `bootstrap_average`, as are the
+            other settings.
+
+    Raises:
+        ConfigError: as `bootstrap_average`.
+    """
+    found = bootstrap_average(strata, confidence=confidence, num_resamples=num_resamples, seed=seed)
+    shares: dict[Hashable, float] = {}
+    for one in _grouped(strata, confidence=confidence, num_resamples=num_resamples):
+        num_scores = sum(size for _, size in one.values())
+        for cluster, (total, _) in one.items():
+            shares[cluster] = shares.get(cluster, 0.0) + total / (num_scores * len(strata))
+    differing = np.array([share for share in shares.values() if abs(share) > _ZERO])
+    return replace(found, p=_flipped(differing, seed=seed), num_differing=len(differing))
+
+
+def _flipped(shares: Scores, *, seed: int) -> float:
+    """How often the sum of these, each with a sign of chance, is as far from 0 as theirs is.
+
+    Of many shares some flips are drawn, and theirs counted as one more, so that the answer is never 0.
+    """
+    if len(shares) <= _MAX_ENUMERATED:
+        sums = np.zeros(1)
+        for share in shares:
+            sums = np.concatenate([sums + share, sums - share])
+    else:
+        generator = np.random.default_rng(seed)
+        drawn = np.zeros(_NUM_FLIPS)
+        for share in shares:
+            drawn += share * (1 - 2 * generator.integers(2, size=_NUM_FLIPS, dtype=np.int8))
+        sums = np.append(drawn, shares.sum())
+    return float(np.mean(np.abs(sums) >= abs(shares.sum()) - _ZERO))
 
 
 def _checked(scores: Sequence[float] | Scores, *, confidence: float, num_resamples: int) -> Scores:
@@ -155,6 +204,24 @@ def _checked(scores: Sequence[float] | Scores, *, confidence: float, num_resampl
     if num_resamples < 1:
         raise ConfigError(f"num_resamples must be >= 1, got {num_resamples}")
     return values
+
+
+def _grouped(
+    strata: Sequence[tuple[Sequence[float] | Scores, Sequence[Hashable] | None]],
+    *,
+    confidence: float,
+    num_resamples: int,
+) -> list[Clustered]:
+    """The scores of each task by cluster, and everything checked."""
+    return [
+        _by_cluster(_checked(scores, confidence=confidence, num_resamples=num_resamples), clusters)
+        for scores, clusters in strata
+    ]
+
+
+def _mean(clusters: Clustered) -> float:
+    """The mean over all scores of a task."""
+    return sum(total for total, _ in clusters.values()) / sum(size for _, size in clusters.values())
 
 
 def _by_cluster(values: Scores, clusters: Sequence[Hashable] | None) -> Clustered:
@@ -192,7 +259,7 @@ def _side_by_side(tasks: Sequence[Clustered]) -> tuple[Sums, Sums]:
 def _resampled(
     sums: Sums, sizes: Sums, *, num_resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, "N K"]:
-    """The mean over each task's scores of each draw of clusters."""
+    """The mean over each task's scores of each draw of clusters, widened; of one cluster always the same."""
     num_clusters = sums.shape[1]
     num_at_a_time = max(1, _MAX_DRAWN // sums.size)
     means = np.empty((0, len(sums)))
@@ -202,17 +269,12 @@ def _resampled(
         counts = sizes[:, drawn].sum(axis=-1)
         has_all = (counts > 0).all(axis=0)
         means = np.concatenate([means, (sums[:, drawn].sum(axis=-1)[:, has_all] / counts[:, has_all]).T])
-    return means
+    observed = sums.sum(axis=-1) / sizes.sum(axis=-1)
+    num_own = np.count_nonzero(sizes, axis=-1)
+    return observed + (means - observed) * np.sqrt(num_own / np.maximum(num_own - 1, 1))
 
 
 def _ends(means: Float[np.ndarray, " N"], confidence: float) -> tuple[float, float]:
     outside = (1 - confidence) / 2
     low, high = np.quantile(means, [outside, 1 - outside])
     return float(low), float(high)
-
-
-def _two_sided(means: Float[np.ndarray, " N"], num_clusters: int) -> float:
-    not_above = np.count_nonzero(means <= _ZERO)
-    not_below = np.count_nonzero(means >= -_ZERO)
-    p = 2 * (1 + min(not_above, not_below)) / (1 + len(means))
-    return float(min(1.0, max(p, 2.0 ** (1 - num_clusters))))

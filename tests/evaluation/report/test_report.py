@@ -155,7 +155,7 @@ def test_a_score_and_a_difference_are_means_over_questions_and_not_over_texts(re
     texts = {"full": ([1.0], [0.0, 0.5, 0.5, 1.0]), "default": ([0.0], [1.0] * 4)}
     numbers = report(
         [
-            asked(row, scores, index=i, facts={"length": 2 ** (12 + i)})
+            asked(row, scores, index=i, tokens=2 ** (12 + i))
             for row, both in texts.items()
             for i, scores in enumerate(both)
         ]
@@ -452,7 +452,7 @@ class Page(HTMLParser):
 def test_the_page_is_self_contained_and_inert_whatever_was_answered(report, tmp_path: Path) -> None:
     hostile = "</td><script>alert(1)</script><img src=https://x.y/z onerror=alert(1)> @@TITLE@@ \ud800 a|b"
     lines = [
-        line("a/one", i, row, 0.5, facts={"length": 2 ** (12 + i), "depth": i / 2})
+        line("a/one", i, row, 0.5, tokens=2 ** (12 + i), facts={"depth": i / 2})
         for row in ROWS
         for i in range(3)
     ]
@@ -504,6 +504,21 @@ def test_a_curve_by_depth_is_of_questions_with_one_place_and_says_how_many_have_
     assert "a: score by depth: without 4 questions whose evidence stands at several places" in written
 
 
+@pytest.mark.parametrize(
+    ("task", "lengths"),
+    [("niah/niah", "| 4K | 16K |"), ("longbench/qasper", "| 4K–8K | 16K–32K |")],
+)
+def test_a_length_is_in_tokens_whatever_a_suite_counts(
+    report, tmp_path: Path, task: str, lengths: str
+) -> None:
+    # LongBench counts words, or characters of Chinese.
+    asked_for = [(4096, 4101), (16384, 16401)]
+    report(
+        [line(task, i, "full", 0.5, facts={"length": it[0]}, tokens=it[1]) for i, it in enumerate(asked_for)]
+    )
+    assert f"| row {lengths}" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_a_depth_below_one_percent_stays_one(report, tmp_path: Path) -> None:
     report([line("a/one", i, "full", 0.5, facts={"depth": i / 2}) for i in range(3)])
     assert "| row | 0 % | 0.5 % | 1 % |" in (tmp_path / "out" / "report.md").read_text()
@@ -528,7 +543,7 @@ def test_peaks_of_memory_say_what_they_are_of_and_devices_have_theirs(tmp_path: 
 
 
 def test_pictures_hold_no_reference_to_elsewhere(report, tmp_path: Path) -> None:
-    report([line("a/one", i, "full", 0.5, facts={"length": 2 ** (12 + i)}) for i in range(3)])
+    report([line("a/one", i, "full", 0.5, tokens=2 ** (12 + i)) for i in range(3)])
     page = (tmp_path / "out" / "report.html").read_text()
     pictures = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
     assert len(pictures) == 2
@@ -540,7 +555,7 @@ def test_pictures_hold_no_reference_to_elsewhere(report, tmp_path: Path) -> None
 
 
 def test_the_same_runs_give_the_same_report_byte_for_byte(report, tmp_path: Path) -> None:
-    lines = [line("a/one", i, row, i / 8, facts={"length": 2 ** (9 + i)}) for row in ROWS for i in range(8)]
+    lines = [line("a/one", i, row, i / 8, tokens=2 ** (9 + i)) for row in ROWS for i in range(8)]
     texts = []
     for _ in range(2):
         report(lines)

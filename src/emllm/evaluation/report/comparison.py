@@ -84,19 +84,28 @@ class Comparison:
 
     def is_one_text(self, task: str) -> bool:
         """Whether the task is several questions about one text: then it is questions that are drawn again."""
-        records = [record for row in self.rows_of(task) for record in self.records[task, row]]
-        answered = [record for record in records if record.score is not None]
-        several = any(len(record.answers) > 1 for record in answered)
-        is_one = (
-            len({record.sample for record in records}) == 1 and self.tasks[task].get("num_samples", 1) == 1
-        )
-        return several and is_one and not self.is_perplexity(task)
+        texts = self._texts(task)
+        answered = {
+            (record.sample, number)
+            for row in self.rows_of(task)
+            for record in self.records[task, row]
+            for number, _ in enumerate(record.answers)
+        }
+        is_one = len(set(texts.values())) == 1 and len(texts) >= self.tasks[task].get("num_samples", 1)
+        return len(answered) > 1 and is_one and not self.is_perplexity(task)
 
     def clusters(self, task: str, questions: Iterable[Asked]) -> list[Hashable]:
-        """What is drawn together with each of these questions: its sample's others, or none of one text."""
+        """What is drawn together with each of these questions: its text's others, or none of one text."""
         if self.is_one_text(task):
-            return list(questions)
-        return [sample for sample, _ in questions]
+            return [(task, *asked) for asked in questions]
+        texts = self._texts(task)
+        return [texts[sample] for sample, _ in questions]
+
+    def _texts(self, task: str) -> dict[str, str]:
+        """What names the text of each sample; of older runs the sample itself."""
+        records = [record for row in self.rows_of(task) for record in self.records[task, row]]
+        told = {record.sample: record.text for record in records if record.text is not None}
+        return {record.sample: told.get(record.sample, record.sample) for record in records}
 
     def rows_of(self, task: str) -> list[str]:
         """The rows that were asked the task."""

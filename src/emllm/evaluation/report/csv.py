@@ -36,6 +36,7 @@ COLUMNS = (
     "difference_low",
     "difference_high",
     "num_pairs",
+    "p",
     "verdict",
 )
 
@@ -68,7 +69,8 @@ def _lines(comparison: Comparison, figures: Figures) -> list[dict[str, Any]]:
         it = compared.get((score.task, score.row))
         if it is not None:
             line |= {"difference": it.mean, "difference_low": it.low, "difference_high": it.high}
-            line |= {"reference": comparison.reference, "num_pairs": it.num_pairs, "verdict": it.verdict}
+            line |= {"reference": comparison.reference, "num_pairs": it.num_pairs}
+            line |= {"p": it.p, "verdict": it.verdict}
         for group in (it for it in groups if (it.task, it.row) == (score.task, score.row)):
             name = f"{group.fact} {group.group}"
             line |= {name: group.mean, f"{name} num_samples": group.num_samples}

@@ -1,9 +1,10 @@
 """Scores by the length of the text and by the depth of what was asked for, counted over questions.
 
-A length is the sample's own (`length` of its facts, as the suite counts) where it takes few values, else its
-prompt's tokens in steps of a factor 2. A depth is the question's, or the sample's, in percent; a question
-with evidence at several places has none (`suites.depths`): it is in no curve by depth, and counted. Failed
-samples count in no mean; a point that rests on fewer questions than another row's is said to be thin.
+A length is in tokens: where all samples of a suite are made to lengths the one that was asked for (`length`
+of its facts) if these are few, else the prompt's, in steps of a factor 2. A depth is the question's, or the
+sample's, in percent; a question with evidence at several places has none (`suites.depths`): it is in no curve
+by depth, and counted. Failed samples count in no mean; a point that rests on fewer questions than another
+row's is said to be thin.
 This module does not know how curves are drawn.
 """
 
@@ -17,6 +18,8 @@ from typing import Any
 
 from emllm.evaluation.report.comparison import Comparison
 from emllm.evaluation.report.records import Record
+from emllm.evaluation.suites import BY_LENGTH
+from emllm.evaluation.task import suite_names, tasks_of
 
 #: More distinct lengths or depths than these are put into bins.
 MAX_LENGTHS, MAX_DEPTHS = 12, 11
@@ -108,7 +111,8 @@ def _placed(comparison: Comparison, suite: str, is_perplexity: bool) -> dict[str
     records = [
         (row, r) for task in tasks for row in comparison.rows_of(task) for r in comparison.records[task, row]
     ]
-    length_of = _length_bins([record for _, record in records if record.score is not None])
+    answered = [record for _, record in records if record.score is not None]
+    length_of = _length_bins(answered, are_made=_are_made_to_lengths(suite))
     depth_of = _depth_bins([depth for _, record in records for depth, _ in _scores(record)])
     placed: dict[str, list[_Placed]] = {}
     for row, record in records:
@@ -125,9 +129,14 @@ def _scores(record: Record) -> list[tuple[float | None, float]]:
     return list(zip(depths, record.scores, strict=True))
 
 
-def _length_bins(records: list[Record]) -> Callable[[Record], Bin]:
+def _are_made_to_lengths(suite: str) -> bool:
+    """Whether the samples of all its tasks are; the `length` of others may be in words or characters."""
+    return suite in suite_names() and all(task.samples in BY_LENGTH for task in tasks_of(suite))
+
+
+def _length_bins(records: list[Record], *, are_made: bool) -> Callable[[Record], Bin]:
     lengths = {_number(record.facts.get("length")) for record in records}
-    if None not in lengths and len(lengths) <= MAX_LENGTHS:
+    if are_made and None not in lengths and len(lengths) <= MAX_LENGTHS:
         return lambda record: _length_bin(_number(record.facts["length"]) or 0.0)
     return lambda record: _token_bin(record.tokens)
 

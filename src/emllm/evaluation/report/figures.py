@@ -14,6 +14,7 @@ from emllm.evaluation.report.costs import row_costs
 from emllm.evaluation.report.layout import Block, Cell, Section, Table, interval, number, plural, signed, span
 from emllm.evaluation.report.published import Published, published_for
 from emllm.evaluation.report.tables import (
+    MAX_P,
     MIN_PAIRS,
     Average,
     Figures,
@@ -53,7 +54,7 @@ def _averages(comparison: Comparison, averages: Iterable[Average]) -> Section:
         cells = (Cell(number(it.mean), interval(it.low, it.high)) if it else Cell("–") for it in averaged)
         lines.append((Cell(suite, category), *cells, Cell(str(num_tasks))))
     blocks: list[Block] = [
-        "Plain mean of the tasks' scores; the interval draws samples again within each task."
+        "Plain mean of the tasks' scores; the interval draws texts again within each task."
     ]
     for suite in dict.fromkeys(suite for suite, _, _ in found):
         missing = left_out(comparison, suite)
@@ -136,11 +137,12 @@ def difference_section(comparison: Comparison, figures: Figures) -> Section:
     open_to_marks = sum(it.can_be_marked for it in found)
     plain = (
         "Points, row minus reference, over the questions that both answered, with the interval of a paired "
-        "bootstrap that draws samples (pairs; of one text alone, its questions). "
-        f"▲ better and ▼ worse: the interval leaves out 0. Fewer than {MIN_PAIRS} pairs "
-        f"are never marked, nor an average with a task of one pair. {marked} of "
-        f"{plural(len(found), 'difference')} marked; {open_to_marks} could be, and without any true "
-        f"difference chance would mark about {round(0.05 * open_to_marks, 1):g}."
+        "bootstrap that draws texts (pairs; of one text alone, its questions). "
+        "▲ better and ▼ worse: the interval leaves out 0, and less than "
+        f"{MAX_P:.0%} of all ways to flip the signs of pairs give as much (p; of tasks in report.csv), "
+        f"which takes {MIN_PAIRS} pairs that differ; an average with a task of one pair is never marked. "
+        f"{marked} of {plural(len(found), 'difference')} marked; {open_to_marks} could be, and without any "
+        f"true difference chance would mark {round(MAX_P * open_to_marks, 1):g} of them at most."
     )
     tasks = {it.name for it in found if it.name in comparison.tasks}
     surprised = {task for task in tasks if comparison.is_perplexity(task)}

@@ -29,7 +29,7 @@ def overview_section(comparison: Comparison) -> Section:
         f"{plural(len(comparison.rows), 'row')}: {', '.join(comparison.rows)}. "
         f"{plural(shared, 'sample')} of {num_samples:,} answered by every row that was asked them.",
         "Scores are of each task's metric, times 100, and means over all questions; intervals are 95 % "
-        "bootstrap intervals that draw samples, each with all its questions, where there are two or more.",
+        "bootstrap intervals that draw texts, each with all questions about it, where there are two or more.",
     ]
     one_text = [task for task in comparison.tasks if comparison.is_one_text(task)]
     if one_text:

@@ -115,7 +115,7 @@ def _curve_figure(curve: Curve, all_rows: Sequence[str], theme: Theme) -> Figure
         hollow = {"marker": marker, "markersize": 6, "markerfacecolor": _paper(theme)}
         axes.plot(places[thin], np.array(means)[thin], linestyle="", color=colour, zorder=3, **hollow)
     axes.set_xticks(places, curve.labels)
-    axes.set_xlabel("length of the text" if curve.axis == "length" else "depth in the text")
+    axes.set_xlabel("length in tokens" if curve.axis == "length" else "depth in the text")
     axes.set_ylabel("perplexity" if curve.is_perplexity else "score")
     if not curve.is_perplexity:
         axes.set_ylim(-3, 103)
@@ -151,7 +151,7 @@ def _grid_figure(grid: Grid, theme: Theme) -> Figure:
         _dress(axes, theme)
     for axes in all_axes[len(grid.rows) :]:
         axes.set_visible(False)
-    figure.supxlabel("length of the text", color=theme.ink, fontsize=9)
+    figure.supxlabel("length in tokens", color=theme.ink, fontsize=9)
     figure.supylabel("depth in the text", color=theme.ink, fontsize=9)
     bar = figure.colorbar(image, ax=list(all_axes), shrink=0.9, pad=0.02)
     bar.outline.set_visible(False)

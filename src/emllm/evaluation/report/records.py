@@ -35,6 +35,7 @@ class Record:
     """One sample as one row answered it.
 
     Attributes:
+        text: names the text, in every task that asks about it; None of older runs.
         tokens: of the prompt before the question.
         read_tokens: those of them that the row really read.
         score: mean of the answers' scores, 0 to 1; of a perplexity task, nats per token; None where failed.
@@ -51,6 +52,7 @@ class Record:
     score: float | None
     answers: tuple[Answer, ...]
     failed: str | None
+    text: str | None = None
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -210,6 +212,7 @@ def _record(values: dict[str, Any], place: str, about: Mapping[str, Any]) -> Rec
         score=score,
         answers=tuple(_answers(values, place)),
         failed=failed,
+        text=_text(values, "text", place) if "text" in values else None,
     )
 
 

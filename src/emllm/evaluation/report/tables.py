@@ -1,13 +1,14 @@
 """The figures of a report: each row's score on each task, averages over tasks, differences to a reference.
 
 A task's score is the mean over all its answered questions, as the benchmarks take it, shown times 100.
-Intervals are 95 % bootstrap intervals that draw whole samples, each with all its questions; those of an
-average resample the samples within each of its tasks, those of one name in several tasks (LoCoMo's
-conversations) once for all of them, and those of a difference resample pairs: what both rows answered. Where
-a task has one text alone with several questions, questions are drawn instead of samples; with one question
-there is no interval, nor for an average that the task is in. Perplexity is ``exp(nats)``, its difference is
-in nats; it is never averaged with scores. A failed sample has no score: it is counted beside the mean and
-never in it.
+Intervals are 95 % bootstrap intervals that draw texts, each with all questions about it; those of an average
+resample the texts within each of its tasks, those of several tasks (LoCoMo's conversations) once for all of
+them, and those of a difference resample pairs: what both rows answered. Where a task has one text alone with
+several questions, questions are drawn instead of texts; with one question
+there is no interval, nor for an average that the task is in. An interval ends where scores do. A difference
+is marked where its interval leaves out 0 and flipping the signs of pairs seldom gives as much. Perplexity is
+``exp(nats)``, its difference is in nats; it is never averaged with scores. A failed sample has no score: it
+is counted beside the mean and never in it.
 This module does not know files, or how figures are laid out.
 """
 
@@ -24,15 +25,18 @@ from emllm.evaluation.report.comparison import Comparison
 from emllm.evaluation.statistics import (
     Estimate,
     bootstrap_average,
+    bootstrap_average_difference,
     bootstrap_difference,
     bootstrap_mean,
 )
 from emllm.evaluation.task_groups import groups_of
 
 NUM_RESAMPLES = 2000
-#: Fewer pairs are never marked: chance alone gives five of one sign in 1 of 16 cases.
+#: A difference whose p is not below is never marked.
+MAX_P = 0.05
+#: Fewer pairs with a difference never have such a p: chance alone gives five of one sign in 1 of 16 cases.
 MIN_PAIRS = 6
-#: Drawn again, one sample is always itself: it tells nothing of others, so there is no interval.
+#: Drawn again, one text is always itself: it tells nothing of others, so there is no interval.
 MIN_DRAWN = 2
 
 Scores = Float[np.ndarray, " S"]
@@ -53,9 +57,9 @@ class TaskScore:
 
     Attributes:
         mean: of the answered questions, times 100, or the perplexity; None where none was answered.
-        low: lower end of the interval; None of one sample with one question.
+        low: lower end of the interval; None of one text with one question.
         high: upper end of the interval; likewise.
-        num_samples: answered samples, which the interval draws.
+        num_samples: answered samples.
         num_questions: of those samples, over which the mean goes.
         num_failed: samples without an answer.
         num_truncated: samples of which the row read less than the prompt.
@@ -94,9 +98,11 @@ class RowDifference:
         mean: in points (score times 100), or in nats per token for perplexity.
         low: lower end of the interval; None where a task has one pair alone.
         high: upper end of the interval; likewise.
-        num_pairs: what is drawn: samples that both answered, or questions of one text. A sample that
-            several tasks of an average have counts once.
-        verdict: ``better`` or ``worse`` where the interval leaves out 0, else empty.
+        num_pairs: what is drawn: texts about which both answered something, or questions of one text. A text
+            that several tasks of an average have counts once.
+        num_differing: of these pairs, those with a difference.
+        p: two-sided, of flips of the pairs' signs.
+        verdict: ``better`` or ``worse`` where the interval leaves out 0 and p is below `MAX_P`, else empty.
     """
 
     name: str
@@ -105,12 +111,14 @@ class RowDifference:
     low: float | None
     high: float | None
     num_pairs: int
+    num_differing: int
+    p: float
     verdict: str
 
     @property
     def can_be_marked(self) -> bool:
-        """Whether there are pairs enough for a verdict."""
-        return self.low is not None and self.num_pairs >= MIN_PAIRS
+        """Whether pairs enough differ for a verdict."""
+        return self.low is not None and self.num_differing >= MIN_PAIRS
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,8 @@ def _has_interval(it: Estimate) -> bool:
 
 
 def _shown(value: float, is_perplexity: bool) -> float:
-    return math.exp(min(value, 700.0)) if is_perplexity else 100 * value
+    """Perplexity, or points; an end of an interval that is no score is the nearest one."""
+    return math.exp(min(max(value, 0.0), 700.0)) if is_perplexity else 100 * min(max(value, 0.0), 1.0)
 
 
 def averages(comparison: Comparison) -> list[Average]:
@@ -177,8 +186,9 @@ def averages(comparison: Comparison) -> list[Average]:
         for row in _rows_of(comparison, tasks):
             strata = [_drawn(comparison, task, row) for task in tasks]
             it = bootstrap_average(strata, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
-            ends = (100 * it.low, 100 * it.high) if _has_interval(it) else (None, None)
-            found.append(Average(suite, category, row, 100 * it.mean, ends[0], ends[1], tuple(tasks)))
+            mean, low, high = (_shown(end, False) for end in (it.mean, it.low, it.high))
+            ends = (low, high) if _has_interval(it) else (None, None)
+            found.append(Average(suite, category, row, mean, ends[0], ends[1], tuple(tasks)))
     return found
 
 
@@ -245,11 +255,21 @@ def differences(comparison: Comparison) -> list[RowDifference]:
 def _difference(
     name: str, row: str, it: Estimate, num_pairs: int, *, is_less_better: bool = False
 ) -> RowDifference:
-    sign, scale = (-1, 1) if is_less_better else (1, 100)
-    if not _has_interval(it):
-        return RowDifference(name, row, scale * it.mean, None, None, num_pairs, "")
-    verdict = _verdict(sign * it.low, sign * it.high, num_pairs)
-    return RowDifference(name, row, scale * it.mean, scale * it.low, scale * it.high, num_pairs, verdict)
+    sign, scale, most = (-1, 1, math.inf) if is_less_better else (1, 100, 1.0)
+    low, high, p = max(it.low, -most), min(it.high, most), it.p
+    assert p is not None, "an estimate of a difference has a p"
+    has_interval = _has_interval(it)
+    return RowDifference(
+        name=name,
+        row=row,
+        mean=scale * it.mean,
+        low=scale * low if has_interval else None,
+        high=scale * high if has_interval else None,
+        num_pairs=num_pairs,
+        num_differing=it.num_differing,
+        p=p,
+        verdict=_verdict(sign * low, sign * high, p) if has_interval else "",
+    )
 
 
 def _average_differences(comparison: Comparison, reference: str) -> list[RowDifference]:
@@ -260,7 +280,7 @@ def _average_differences(comparison: Comparison, reference: str) -> list[RowDiff
             if row == reference or not all(one.clusters for one in pairs):
                 continue
             strata = [(one.ours - one.theirs, one.clusters) for one in pairs]
-            it = bootstrap_average(strata, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
+            it = bootstrap_average_difference(strata, seed=comparison.seed, num_resamples=NUM_RESAMPLES)
             num_pairs = len({cluster for one in pairs for cluster in one.clusters})
             found.append(_difference(f"{suite}, {category}" if category else suite, row, it, num_pairs))
     return found
@@ -284,8 +304,8 @@ def paired(comparison: Comparison, task: str, row: str, reference: str) -> Paire
     )
 
 
-def _verdict(low: float, high: float, num_pairs: int) -> str:
+def _verdict(low: float, high: float, p: float) -> str:
     """Of a difference in which more is better; the ends may come in either order."""
-    if num_pairs < MIN_PAIRS or min(low, high) <= 0 <= max(low, high):
+    if p >= MAX_P or min(low, high) <= 0 <= max(low, high):
         return ""
     return "better" if low > 0 else "worse"
