@@ -71,6 +71,19 @@ def test_a_memory_in_a_folder_answers_as_one_in_ram_before_and_after_it_is_reope
             assert answer(lm, memory) == expected
 
 
+def test_only_what_this_process_read_counts_as_read(lm, tmp_path):
+    with lm.memory(tmp_path / "mem", SMALL) as memory:
+        memory.read(STORY, name="story")
+        read = lm.ask(memory, "Who?", sampling=SHORT).stats
+        memory.read(OTHER, name="other")
+        memory.forget("other")
+        assert lm.ask(memory, "Who?", sampling=SHORT).stats.read_tokens > read.read_tokens
+    with lm.memory(tmp_path / "mem", read_only=True) as memory:
+        opened = lm.ask(memory, "Who?", sampling=SHORT).stats
+    assert read.read_tokens > 0 and read.tokens_per_second > 0
+    assert (opened.read_tokens, opened.read_seconds, opened.tokens_per_second) == (0, 0, 0)
+
+
 def test_reading_goes_on_where_it_was_interrupted_and_ends_the_same(lm, tmp_path):
     with lm.memory(tmp_path / "whole", SMALL) as whole:
         whole.read(STORY, name="story")

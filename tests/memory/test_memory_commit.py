@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -29,13 +29,13 @@ from tests.support.memory_cases import (
     summing_to,
     with_decoding,
 )
-from torch import Tensor
 
 from emllm.attention.geometry import ModelGeometry
 from emllm.config import MemoryConfig
 from emllm.errors import InputError, ModelError
 from emllm.memory import EpisodicMemory
 from emllm.store.slabs import empty_rows
+from emllm.store.tokens import _grown
 
 
 def some_memory(config: MemoryConfig, chunks: Sequence[int]) -> tuple[ModelGeometry, Tape, EpisodicMemory]:
@@ -244,16 +244,21 @@ def test_where_there_is_no_room_for_a_chunk_the_memory_stays_as_it_was(config, s
     _, _, twin = some_memory(config, so_far)
     left = skipped
 
-    def out_of_room(*args: Any) -> Tensor:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise torch.OutOfMemoryError("no room")
-        return empty_rows(*args)
+    def out_of_room(allocate: Callable[..., Any]) -> Callable[..., Any]:
+        def allocated(*args: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise torch.OutOfMemoryError("no room")
+            return allocate(*args)
+
+        return allocated
 
     rest = [20, 1, 4]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("emllm.store.slabs.empty_rows", out_of_room)
+        patch.setattr("emllm.store.slabs.empty_rows", out_of_room(empty_rows))
+        patch.setattr("emllm.store.tokens._grown", out_of_room(_grown))
+        memory._log._tokens = memory._log._tokens.fork()  # without room for more
         patch.setattr(memory._log._slabs, "_largest_tokens", 8)
         try:
             read(memory, tape, rest[:1])

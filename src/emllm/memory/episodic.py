@@ -132,6 +132,7 @@ class EpisodicMemory(SequenceMemory):
         self._dialogue_before = "empty"
         #: Runs the model over a source; set by the `EpisodicLM` that made this memory.
         self.reader: Reader | None = None
+        #: Read by this process, and how long that took.
         self.read_tokens = 0
         self.read_seconds = 0.0
         self.home: Home | None = None
@@ -267,9 +268,8 @@ class EpisodicMemory(SequenceMemory):
 
     def become(self, other: EpisodicMemory) -> None:
         """Be another memory of the same model and settings from now on, for the same reader."""
-        reader = self.reader
-        self.__dict__.update(other.__dict__)
-        self.reader = reader
+        own = {name: getattr(self, name) for name in ("reader", "read_tokens", "read_seconds")}
+        self.__dict__.update(other.__dict__ | own)
 
     def flush(self) -> None:
         """Make what was committed durable, where this memory has a home; it happens by itself at chunks.

@@ -63,8 +63,6 @@ def snapshot(memory: EpisodicMemory) -> tuple[dict[str, Any], dict[str, Tensor]]
     return {
         "usual": None if usual is None else {"num_events": events.num_recallable},
         "dialogue": memory.dialogue,
-        "read_tokens": memory.read_tokens,
-        "read_seconds": memory.read_seconds,
         "holes": memory.holes.tolist(),
         "events_in_window": events.spans(events.num_recallable, len(events)).tolist(),
         "event_open_start": events.open_start,
@@ -88,7 +86,6 @@ def restore(
         recalls: by layer, all that made its habit.
     """
     memory.dialogue = numbers["dialogue"]
-    memory.read_tokens, memory.read_seconds = numbers["read_tokens"], numbers["read_seconds"]
     memory.holes = np.array(numbers["holes"], dtype=np.int64).reshape(-1, 2)
     table = memory._events
     table.add(events)

@@ -90,6 +90,7 @@ class Log:
         Where there is no room for all of it, nothing is added.
         """
         ids, nats = token_ids.cpu().numpy(), surprise.cpu().numpy()
+        self._tokens.reserve(len(ids))
         self._slabs.append(keys, values)
         self._tokens.append(ids, nats)
         if len(token_ids) > 1 or self.num_tokens - self._open_start >= UNIT_TOKENS:

@@ -29,14 +29,19 @@ class TokenTable:
 
     def append(self, token_ids: NDArray[np.int64], surprise: NDArray[np.float32]) -> None:
         """Add tokens."""
+        self.reserve(len(token_ids))
         needed = self._num_own + len(token_ids)
-        if needed > len(self._token_ids):
-            capacity = max(FIRST_TOKENS, needed * 3 // 2)
-            self._token_ids = _grown(self._token_ids, capacity, self._num_own)
-            self._surprise = _grown(self._surprise, capacity, self._num_own)
         self._token_ids[self._num_own : needed] = token_ids
         self._surprise[self._num_own : needed] = surprise
         self._num_own = needed
+
+    def reserve(self, num_tokens: int) -> None:
+        """Have room for so many tokens more: adding them cannot fail then."""
+        needed = self._num_own + num_tokens
+        if needed > len(self._token_ids):
+            capacity = max(FIRST_TOKENS, needed * 3 // 2)
+            columns = (self._token_ids, self._surprise)
+            self._token_ids, self._surprise = (_grown(one, capacity, self._num_own) for one in columns)
 
     def token_ids(self, start: int, stop: int) -> NDArray[np.int64]:
         """Ids of a span."""
