@@ -157,6 +157,33 @@ def _interrupted(*args):
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_what_stands_before_the_first_words_is_read_on_where_it_was_interrupted(
+    lm, tmp_path, monkeypatch, is_stored
+):
+    opening = tuple(range(3, 3 + 2 * SMALL.chunk_tokens + 5))
+    monkeypatch.setattr(lm, "_chat", dataclasses.replace(lm.chat_format, opening=opening))
+    memory = lm.memory(tmp_path / "mem" if is_stored else None, SMALL)
+    begin_chunk = EpisodicMemory.begin_chunk
+
+    def once(self, token_ids):
+        monkeypatch.setattr(EpisodicMemory, "begin_chunk", _interrupted)
+        return begin_chunk(self, token_ids)
+
+    monkeypatch.setattr(EpisodicMemory, "begin_chunk", once)
+    with pytest.raises(KeyboardInterrupt):
+        memory.read(STORY, name="story")
+    monkeypatch.setattr(EpisodicMemory, "begin_chunk", begin_chunk)
+    assert memory.num_tokens == SMALL.chunk_tokens
+    if is_stored:
+        memory.close()
+        memory = lm.memory(tmp_path / "mem")
+    memory.read(STORY, name="story")
+    assert memory.documents[0].start == len(opening)
+    assert memory.token_ids(0, len(opening)).tolist() == list(opening)
+    memory.close()
+
+
 def test_a_question_that_fails_changes_nothing_of_what_reading_on_recalls(lm, tmp_path):
     for name, questions in (("undisturbed", []), ("asked", ["  "])):
         with lm.memory(tmp_path / name, SMALL) as memory:

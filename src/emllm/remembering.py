@@ -65,16 +65,21 @@ class DocumentReading:
         return [stored[i] for i in range(len(documents))]
 
     def open(self, memory: EpisodicMemory) -> None:
-        """Read what the chat template puts before the first words, once."""
-        if memory.dialogue == "empty":
-            opening = self.chat_format().opening
-            chunk = memory.config.chunk_tokens
-            memory.dialogue = "opened"  # first, so that it is written with the tokens
-            try:
-                read_tokens(self.model, self.cache_of(memory), opening, chunk_tokens=chunk)
-            except BaseException:
-                memory.dialogue = "opened" if memory.num_tokens else "empty"
-                raise
+        """Read what the chat template puts before the first words, or the rest of it, once."""
+        if memory.dialogue not in ("empty", "opened"):
+            return
+        opening = self.chat_format().opening
+        if memory.dialogue == "opened":
+            opening = opening[memory.num_tokens :]
+            if not opening:
+                return
+        memory.dialogue = "opened"  # first, so that it is written with the tokens
+        chunk = memory.config.chunk_tokens
+        try:
+            read_tokens(self.model, self.cache_of(memory), opening, chunk_tokens=chunk)
+        except BaseException:
+            memory.dialogue = "opened" if memory.num_tokens else "empty"
+            raise
 
     def _read_document(
         self, memory: EpisodicMemory, document: Document, progress: ProgressCallback | None
