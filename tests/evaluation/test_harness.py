@@ -267,8 +267,9 @@ def test_the_harnesss_own_device_is_not_insisted_on(folder):
 
 def test_settings_reach_the_memories(pair):
     _, ours = pair
-    model = HarnessModel(ours.lm, preset="em-llm", variant="S", gamma=2.0)
-    assert model.config == MemoryConfig.preset("em-llm", variant="S", gamma=2.0)
+    settings = {"variant": "S", "gamma": 2.0, "sink_tokens": 16}
+    model = HarnessModel(ours.lm, preset="em-llm", **settings)
+    assert model.config == MemoryConfig.preset("em-llm", **settings)
 
 
 def test_the_harness_knows_its_own_models_and_ours():
