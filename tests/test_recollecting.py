@@ -514,6 +514,17 @@ def test_a_stored_memory_may_be_asked_in_another_way_than_it_was_made_for(lm, tm
         assert memory.config.recollect == "always"
 
 
+def test_an_answer_that_is_broken_off_is_kept_so_where_nothing_is_read_again_too(lm):
+    memory = lm.memory(config=dataclasses.replace(SMALL, recollect="never"))
+    memory.read(STORY, name="story")
+    heard: list[str] = []
+    lm.answer(
+        memory, QUESTION, sampling=SHORT, on_text=lambda piece: bool(heard.append(piece)) or len(heard) < 3
+    )
+    assert len(heard) == 3
+    assert lm.chat_format.decode(memory.token_ids().tolist()).endswith("".join(heard))
+
+
 @pytest.mark.parametrize("preset", ["em-llm", "inf-llm", "streaming-llm", "full", "em-llm-llama-3"])
 def test_the_papers_methods_answer_from_what_they_recall(preset):
     assert MemoryConfig.preset(preset).recollect == "never"

@@ -80,10 +80,17 @@ class Asking:
             tail_start: the tokens from it on stand after the passages: the conversation so far.
             template: the prompt's ids that every question has. What they recall stands out for no question,
                 so they do not take part in the consensus.
-            keep: whether all of it becomes part of the memory where the answer came from passages.
+            keep: whether all of it, as far as it was shown, becomes part of the memory. Where nothing is read
+                again it does as it comes; without `keep` a last token that is shown may be missing.
         """
         if not recollects(memory):
-            yield from self._generate(memory, prompt_ids, choose, max_new_tokens)
+            for token in self._generate(memory, prompt_ids, choose, max_new_tokens):
+                try:
+                    yield token
+                except GeneratorExit:  # what was shown is kept, though no next token is asked for
+                    if keep:
+                        self._read(memory, [token])
+                    raise
             return
         trace.take_off(self.usual(memory))
         question_start = memory.num_tokens
