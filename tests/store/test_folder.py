@@ -218,18 +218,29 @@ def test_the_next_writer_sweeps_what_is_not_named_and_leaves_the_files_of_others
     for name in (
         "segments/0-1-ab.safetensors",
         "recent/7.safetensors.ab12.tmp",
+        "segments/.tmpA9xYz0",
         "catalogue.sqlite.0f.tmp-wal",
     ):
         (path / name).write_bytes(b"x")
-    for name in ("segments/notes.txt", "mine", "recent/README"):
+    foreign = ("segments/notes.txt", "mine", "recent/README", ".tmpA9xYz0")
+    for name in foreign:
         (path / name).write_bytes(b"x")
-    assert len(extras(path)) == 3 and verify(path) == []
+    assert len(extras(path)) == 4 and verify(path) == []
     with MemoryFolder.open(path):
         MemoryFolder.open(path, writable=True).close()
-        assert len(extras(path)) == 3
+        assert len(extras(path)) == 4
     MemoryFolder.open(path, writable=True).close()
     assert extras(path) == [] and verify(path) == []
-    assert all((path / name).exists() for name in ("segments/notes.txt", "mine", "recent/README"))
+    assert all((path / name).exists() for name in foreign)
+
+
+def test_what_erases_for_good_takes_what_killed_writers_left(path):
+    filled(path)
+    with MemoryFolder.open(path, writable=True) as folder:
+        (path / "recent" / ".tmpA9xYz0").write_bytes(b"keys of what is forgotten")
+        with folder.exclusive():
+            folder.sweep_for_good()
+        assert os.listdir(path / "recent") == [Path(folder.contents.files[-1].name).name]
 
 
 # Faults: each change of the disk fails once, and the process dies before each once.

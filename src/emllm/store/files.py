@@ -20,17 +20,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from emllm.errors import StoreError
 from emllm.store import disk
+from emllm.store.filling import Put, write_filled
 from emllm.store.layout import LENGTH_BYTES, MAX_HEADER_BYTES, PAGES, StoredTensor, parse_header
 from emllm.store.record import FileRecord
 
 __all__ = ["FileRecord", "TensorFile", "write_tensors"]
 
 _CHECKSUM = np.dtype("<u4")
+#: Where the data of a file begins, as safetensors itself has it.
+_ALIGNMENT = 8
 #: Bytes that `TensorFile.verify` reads at once.
 _VERIFY_BYTES = 16 << 20
 
@@ -59,23 +61,23 @@ def write_tensors(
     Raises:
         StoreError: it exists, or the disk is full or fails; nothing of it remains then.
     """
-    FileRecord(name, kind, start, stop, 0, num_events, b"\0\0\0\0")  # refuses an ill name before writing
-    path = folder / name
-    if path.parent.is_symlink() or os.path.lexists(path):
-        raise StoreError(f"{path}: exists already, or its folder is a symbolic link")
-    separate = _separate(tensors)
-    with disk.translated("write", path):
-        disk.publish(path, lambda temporary: save_file(separate, temporary))
-        num_bytes = path.stat().st_size
-        with open(path, "rb") as file:
-            length = file.read(LENGTH_BYTES)
-            header = length + file.read(int.from_bytes(length, "little"))
-    sums = [zlib.crc32(header)]
-    for stored in parse_header(header, num_bytes=num_bytes):
-        data = _bytes_of(separate[stored.name]).reshape(stored.num_checksums, stored.row_bytes)
-        sums.extend(zlib.crc32(row.data) for row in data)
-    checksums = np.array(sums, dtype=_CHECKSUM).tobytes()
-    return FileRecord(name, kind, start, stop, num_bytes, num_events, checksums)
+    whole = {one: tensor.detach() for one, tensor in tensors.items()}
+
+    def fill(put: Put) -> None:
+        for one, tensor in whole.items():
+            put(one, tensor)
+
+    return write_filled(
+        folder,
+        name,
+        {one: (tensor.dtype, tuple(tensor.shape)) for one, tensor in whole.items()},
+        fill,
+        kind=kind,
+        start=start,
+        stop=stop,
+        num_events=num_events,
+        aligned=_ALIGNMENT,
+    )
 
 
 class TensorFile:
@@ -336,20 +338,6 @@ class TensorFile:
         if self._is_closing and self._num_users == 0 and self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, contiguous; copies of those that share memory, which safetensors refuses."""
-    separate: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        one = tensor.detach().contiguous()
-        address = one.untyped_storage().data_ptr()
-        separate[name] = (
-            one.clone() if address in seen or one.untyped_storage().nbytes() > one.nbytes else one
-        )
-        seen.add(address)
-    return separate
 
 
 def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:

@@ -23,7 +23,8 @@ from emllm.store import disk, locks
 from emllm.store.catalogue import Catalogue, Change, Contents
 from emllm.store.contents import Ledger
 from emllm.store.files import TensorFile, write_tensors
-from emllm.store.filling import Described, Fill, write_filled
+from emllm.store.filling import Fill, write_filled
+from emllm.store.layout import Described
 from emllm.store.open_files import OpenFiles
 from emllm.store.place import (
     CATALOGUE,

@@ -18,7 +18,6 @@ from emllm.errors import StoreError
 from emllm.store import disk, locks
 from emllm.store.catalogue import Catalogue
 from emllm.store.contents import Contents, DocumentRecord
-from emllm.store.disk import TEMPORARY_SUFFIX
 from emllm.store.erasing import ERASING
 from emllm.store.files import TensorFile
 from emllm.store.folder import MemoryFolder
@@ -28,6 +27,7 @@ from emllm.store.place import (
     READERS_LOCK,
     WRITER_LOCK,
     is_memory,
+    is_temporary,
     leftovers,
     prepare,
     refuse_foreign,
@@ -241,7 +241,7 @@ def _clear(to: Path, contents: Contents) -> None:
     """Takes away files that a transfer writes; whole ones, and temporary ones of one that was killed."""
     names = [record.name for record in contents.all_files]
     if to.is_dir():
-        names += [name for name in leftovers(to) if name.endswith(TEMPORARY_SUFFIX)]
+        names += [name for name in leftovers(to) if is_temporary(name)]
     for name in names:
         _unlink(to / name)
 

@@ -19,8 +19,9 @@ CATALOGUE = "catalogue.sqlite"
 WRITER_LOCK = "lock"
 READERS_LOCK = "readers.lock"
 #: What a writer may leave behind; anything else in the folder is somebody else's and stays.
-_DATA_LEFTOVER = re.compile(r"[0-9a-z-]+\.safetensors(\.[0-9a-f]+\.tmp)?")
-_TEMPORARY = (".tmp", ".tmp-wal", ".tmp-shm", ".tmp-journal")
+_DATA_LEFTOVER = re.compile(r"[0-9a-z-]+\.safetensors(\.[0-9a-f]+\.tmp)?|\.tmp[0-9A-Za-z]+")
+#: The second is of earlier versions, whose files safetensors wrote by way of its own.
+_TEMPORARY = re.compile(r".*\.tmp(-wal|-shm|-journal)?|[a-z]+/\.tmp[0-9A-Za-z]+", re.DOTALL)
 _LEFTOVER = re.compile(r"catalogue\.(sqlite|crc)\.[0-9a-f]+\.tmp(-wal|-shm|-journal)?")
 
 
@@ -42,6 +43,11 @@ def leftovers(path: Path) -> list[str]:
             inside = os.listdir(path / folder)
             names += [f"{folder}/{name}" for name in inside if _DATA_LEFTOVER.fullmatch(name)]
     return sorted(names) + sorted(name for name in os.listdir(path) if _LEFTOVER.fullmatch(name))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a leftover never got the name that it was written for."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def prepare(path: Path, *, contents: Contents | None = None) -> None:
@@ -72,7 +78,7 @@ def refuse_foreign(path: Path, *, contents: Contents | None = None) -> None:
         ours = {WRITER_LOCK, READERS_LOCK, *KINDS.values()}
         ours |= {record.name for record in contents.all_files} if contents is not None else set()
         there = [*os.listdir(path), *leftovers(path)]
-        foreign = [name for name in there if name not in ours and not name.endswith(_TEMPORARY)]
+        foreign = [name for name in there if name not in ours and not is_temporary(name)]
     if foreign:
         raise StoreError(f"{path}: is not empty, it has {min(foreign)}")
     refuse_links(path)
