@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
@@ -80,6 +81,12 @@ def unlink(path: Path) -> None:
     """Removes a name; that it is gone already is no error. Durable after `sync_folder`."""
     step("unlink", path)
     path.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder and what is in it, as far as the system lets."""
+    step("remove", path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def commit(connection: sqlite3.Connection, path: Path) -> None:

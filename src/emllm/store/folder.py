@@ -39,8 +39,6 @@ from emllm.store.place import (
 )
 from emllm.store.record import KINDS, FileRecord
 
-_WAIT_SECONDS = 10.0
-
 
 class MemoryFolder:
     """An open memory on disk. One writer, any number of readers; close it, or use it in a ``with``."""
@@ -98,7 +96,7 @@ class MemoryFolder:
         held = (
             locks.write_lock(path / WRITER_LOCK)
             if writable
-            else locks.read_lock(path / READERS_LOCK, seconds=_WAIT_SECONDS)
+            else locks.read_lock(path / READERS_LOCK, seconds=locks.WAIT_SECONDS)
         )
         try:
             folder = cls(
@@ -232,14 +230,17 @@ class MemoryFolder:
         return self._files.file(record)
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """The memory without readers, for what must delete: forgetting and compacting.
+    def exclusive(self, *, seconds: float = 0.0) -> Iterator[None]:
+        """The memory without readers, for what must delete: forgetting, rereading and compacting.
+
+        Args:
+            seconds: how long to wait for readers to close it.
 
         Raises:
             StoreError: somebody reads it; says who.
         """
         self._check_writable()
-        lock = locks.alone(self.path / READERS_LOCK)
+        lock = locks.alone(self.path / READERS_LOCK, seconds=seconds)
         if lock is None:
             numbers = ", ".join(map(str, locks.holders(self.path / READERS_LOCK)))
             who = f"process {numbers}" if numbers else "another process"

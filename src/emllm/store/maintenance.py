@@ -39,7 +39,6 @@ from emllm.store.seal import seal_path
 #: Told bytes done and bytes in all.
 Progress = Callable[[int, int], None]
 
-_WAIT_SECONDS = 10.0
 #: Tensors with a row for each token, and flat ones that all events share alike.
 _OF_TOKENS = ("token_ids", "surprise")
 _OF_EVENTS = ("event_keys", "event_scales")
@@ -86,7 +85,7 @@ def verify(path: Path | str, progress: Progress | None = None) -> list[str]:
     try:
         refuse_links(path)
         with closing(Catalogue.open(path / CATALOGUE, writable=False)) as catalogue:
-            lock = locks.read_lock(path / READERS_LOCK, seconds=_WAIT_SECONDS)
+            lock = locks.read_lock(path / READERS_LOCK, seconds=locks.WAIT_SECONDS)
             try:
                 return [*catalogue.verify(), *_verify_files(path, catalogue.load().all_files, progress)]
             finally:
