@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emllm.errors import StoreError
-from emllm.store import disk, files, open_files, rows
+from emllm.store import disk, files, locks, open_files, rows
 from emllm.store.catalogue import Change, Contents, DocumentRecord
 from emllm.store.folder import MemoryFolder
 from emllm.store.maintenance import clone, copy, describe, extras, verify
@@ -388,6 +388,23 @@ def test_after_a_failure_the_same_writer_can_go_on(path):
                 assert folder.contents.num_tokens == before
             disk.hook = None
             folder.commit(read_chunk(folder))
+    assert verify(path) == []
+
+
+def test_a_commit_that_cannot_delete_what_it_dropped_is_a_commit(path, monkeypatch):
+    filled(path, 1)
+
+    def exhausted(*_, **__):
+        raise StoreError("cannot lock: Too many open files")
+
+    with MemoryFolder.open(path, writable=True) as folder:
+        with monkeypatch.context() as patched:
+            patched.setattr(locks, "alone", exhausted)
+            for _ in range(2):
+                folder.commit(read_chunk(folder))
+        assert len(extras(path)) == 2
+        folder.commit(read_chunk(folder))
+        assert folder.contents.num_tokens == 4 * CHUNK and extras(path) == []
     assert verify(path) == []
 
 

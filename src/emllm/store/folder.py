@@ -287,15 +287,16 @@ class MemoryFolder:
 
     def _delete(self, names: list[str]) -> list[str]:
         """Deletes what it can: a file that stays does no harm, the next writer tries again."""
-        lock = None if self._is_alone or not names else locks.alone(self.path / READERS_LOCK)
-        if not self._is_alone and lock is None:
-            return []
-        deleted = []
+        deleted: list[str] = []
+        lock = None
         try:
-            for name in names:
-                disk.unlink(self.path / name)
-                deleted.append(name)
-        except OSError:
+            if names and not self._is_alone:
+                lock = locks.alone(self.path / READERS_LOCK)
+            if lock is not None or self._is_alone:
+                for name in names:
+                    disk.unlink(self.path / name)
+                    deleted.append(name)
+        except (OSError, StoreError):
             pass
         finally:
             if lock is not None:
