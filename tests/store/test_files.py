@@ -311,6 +311,22 @@ def test_a_boolean_that_is_neither_is_refused(folder):
         TensorFile(folder, record).read("b")
 
 
+def test_a_bad_sector_is_one_line_that_names_the_file(folder, monkeypatch):
+    file = TensorFile(folder, written(folder))
+    _ = file.names
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    for read in (
+        lambda: file.read_rows("pages.0", np.array([0]), np.empty((1, 24), dtype=np.uint8)),
+        lambda: file.read("surprise"),
+    ):
+        with pytest.raises(StoreError, match=f"^cannot read {folder / NAME}: Input/output error$"):
+            read()
+
+
 def test_a_file_is_written_once(folder):
     written(folder)
     with pytest.raises(StoreError, match="exists"):

@@ -117,8 +117,13 @@ def translated(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, sqlite3.Error, UnicodeError) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StoreError(f"cannot {action} {path}: {' '.join(said.split())}") from error
+        raise StoreError(complaint(action, path, error)) from error
+
+
+def complaint(action: str, path: Path, error: Exception) -> str:
+    """One line that names action and path."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot {action} {path}: {' '.join(said.split())}"
 
 
 def open_inside(folder: Path, name: str) -> int:
