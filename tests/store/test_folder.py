@@ -677,6 +677,21 @@ def test_no_more_files_are_open_than_allowed_and_all_can_be_read(tmp_path_factor
         open_files.MAX_OPEN_FILES = limit
 
 
+def test_memories_share_the_descriptors_that_the_process_may_have(path, tmp_path):
+    filled(path, 40)
+    copy(path, tmp_path / "other")
+    program = (
+        "import resource, sys; from emllm.store.folder import MemoryFolder\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "memories = [MemoryFolder.open(one) for one in sys.argv[1:]]\n"
+        "for memory in memories:\n"
+        "    for record in memory.contents.files:\n"
+        "        memory.file(record).read('token_ids')\n"
+    )
+    arguments = [sys.executable, "-c", program, str(path), str(tmp_path / "other")]
+    assert subprocess.run(arguments, check=False, capture_output=True, text=True).stderr == ""
+
+
 def test_a_file_of_a_newer_record_is_read_anew(path):
     first = filled(path).files[0]
     with MemoryFolder.open(path) as folder:
