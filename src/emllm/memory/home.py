@@ -278,7 +278,12 @@ class FolderHome:
             return forget(path, name)
         finally:
             fresh = type(memory)(memory.geometry, memory.config, piece_of=memory.piece_of, is_stored=True)
-            FolderHome(MemoryFolder.open(path, writable=True)).settle(fresh)
+            folder = MemoryFolder.open(path, writable=True)
+            try:
+                FolderHome(folder).settle(fresh)
+            except BaseException:
+                folder.close()
+                raise
             memory.become(fresh)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import sqlite3
 import stat
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -143,6 +144,13 @@ def open_inside(folder: Path, name: str) -> int:
         os.close(descriptor)
         raise StoreError(f"{path}: is not a regular file")
     return descriptor
+
+
+def closing(owner: object, descriptor: int) -> weakref.finalize[[int], object]:
+    """Closes a descriptor when it is called, or when its owner is gone; once."""
+    finalizer = weakref.finalize(owner, os.close, descriptor)
+    finalizer.atexit = False  # the system does
+    return finalizer
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

@@ -26,6 +26,7 @@ from emllm.errors import StoreError
 from emllm.store import disk
 from emllm.store.filling import Put, write_filled
 from emllm.store.layout import LENGTH_BYTES, MAX_HEADER_BYTES, PAGES, StoredTensor, parse_header
+from emllm.store.locks import Lock
 from emllm.store.record import FileRecord
 
 __all__ = ["FileRecord", "TensorFile", "write_tensors"]
@@ -83,20 +84,34 @@ def write_tensors(
 class TensorFile:
     """A file that was written by `write_tensors`, open for reading.
 
-    The header is read and checked at first use. `close` gives back the file descriptor; a later use
-    opens the file again.
+    The header is read and checked at first use. `close` gives back the file descriptor, as does letting go
+    of the file; a later use opens the file again.
     """
 
     def __init__(
-        self, folder: Path, record: FileRecord, *, on_open: Callable[[TensorFile], None] | None = None
+        self,
+        folder: Path,
+        record: FileRecord,
+        *,
+        on_open: Callable[[TensorFile], None] | None = None,
+        lock: Lock | None = None,
     ) -> None:
-        """Opens nothing yet; ``on_open`` is called with this file whenever it took a descriptor."""
+        """Opens nothing yet.
+
+        Args:
+            folder: the memory's folder.
+            record: what the catalogue says of it.
+            on_open: called with this file whenever it took a descriptor.
+            lock: without which the file may be deleted; not let go of before the file is.
+        """
         self.record = record
+        self.lock = lock
         self._folder = folder
         self._sums = np.frombuffer(record.checksums, dtype=_CHECKSUM)
         self._on_open = on_open
         self._lock = threading.Lock()
         self._descriptor: int | None = None
+        self._closing: Callable[[], object] | None = None
         self._num_users = 0
         self._is_closing = False
         self._tensors: dict[str, StoredTensor] = {}
@@ -321,7 +336,7 @@ class TensorFile:
         except BaseException:
             os.close(descriptor)
             raise
-        self._descriptor, self._is_closing = descriptor, False
+        self._descriptor, self._closing, self._is_closing = descriptor, disk.closing(self, descriptor), False
         return descriptor
 
     def _read_header(self, descriptor: int) -> list[StoredTensor]:
@@ -344,9 +359,9 @@ class TensorFile:
         return tensors
 
     def _close_if_idle(self) -> None:
-        if self._is_closing and self._num_users == 0 and self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._is_closing and self._num_users == 0 and self._closing is not None:
+            self._closing()
+            self._descriptor = self._closing = None
 
 
 def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:

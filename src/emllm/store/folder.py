@@ -43,12 +43,12 @@ from emllm.store.record import KINDS, FileRecord
 class MemoryFolder:
     """An open memory on disk. One writer, any number of readers; close it, or use it in a ``with``."""
 
-    def __init__(self, path: Path, catalogue: Catalogue, *, writer: locks.Lock | None) -> None:
+    def __init__(self, path: Path, catalogue: Catalogue, *, lock: locks.Lock | None, writable: bool) -> None:
         """Use `create` or `open`."""
         self.path = path
         self.catalogue = catalogue
-        self._writer = writer
-        self._reader: locks.Lock | None = None
+        self._lock = lock
+        self._is_writable = writable
         self._contents = Contents.empty()
         #: Commits since, which a long reading makes by the thousand; looked through when somebody asks.
         self._changes: list[Change] = []
@@ -56,7 +56,7 @@ class MemoryFolder:
         self._added: set[str] = set()
         self._doomed: list[str] = []
         self._is_alone = False
-        self._files = OpenFiles(path)
+        self._files = OpenFiles(path, lock)
 
     @classmethod
     def create(
@@ -80,7 +80,7 @@ class MemoryFolder:
         except BaseException:
             writer.release()
             raise
-        return cls(path, catalogue, writer=writer)._loaded()
+        return cls(path, catalogue, lock=writer, writable=True)._loaded()
 
     @classmethod
     def open(cls, path: Path | str, *, writable: bool = False) -> MemoryFolder:
@@ -99,15 +99,12 @@ class MemoryFolder:
             else locks.read_lock(path / READERS_LOCK, seconds=locks.WAIT_SECONDS)
         )
         try:
-            folder = cls(
-                path, Catalogue.open(path / CATALOGUE, writable=writable), writer=held if writable else None
-            )
-            folder._reader = None if writable else held
+            catalogue = Catalogue.open(path / CATALOGUE, writable=writable)
         except BaseException:
             if held is not None:
                 held.release()
             raise
-        return folder._loaded()
+        return cls(path, catalogue, lock=held, writable=writable)._loaded()
 
     def _loaded(self) -> MemoryFolder:
         """This folder once its contents are known to make sense; closed again otherwise."""
@@ -116,7 +113,7 @@ class MemoryFolder:
             self._ledger = Ledger.of(self._contents)
             for problem in self._contents.contradictions():
                 raise StoreError(f"{self.path}: {problem}")
-            if self._writer is not None:
+            if self._is_writable:
                 complete(self.path)
                 self.sweep()
         except BaseException:
@@ -280,10 +277,9 @@ class MemoryFolder:
         try:
             self.catalogue.close()
         finally:
-            for lock in (self._writer, self._reader):
-                if lock is not None:
-                    lock.release()
-            self._writer = self._reader = None
+            self._is_writable = False
+            if self._lock is not None:
+                self._lock.release()
 
     def _delete(self, names: list[str]) -> list[str]:
         """Deletes what it can: a file that stays does no harm, the next writer tries again."""
@@ -312,5 +308,5 @@ class MemoryFolder:
             raise StoreError(f"{self.path}: {error}") from None
 
     def _check_writable(self) -> None:
-        if self._writer is None:
+        if not self._is_writable:
             raise StoreError(f"{self.path}: is not open for writing")

@@ -24,22 +24,21 @@ _LARGEST_HOLDER_BYTES = 300
 
 
 class Lock:
-    """A lock that is held until `release`, or until the process ends."""
+    """A lock that is held until `release`, or until nobody has it any more."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         """Use `write_lock`, `read_lock` or `alone`."""
         self.path = path
-        self._descriptor: int | None = descriptor
+        self._descriptor = descriptor
+        self._closing = disk.closing(self, descriptor)
 
     def release(self) -> None:
         """Gives it back; once is enough, twice is no error."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._closing()
 
     def write(self, text: str) -> None:
         """Says who holds it, as far as the disk lets."""
-        if self._descriptor is not None:
+        if self._closing.alive:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
                 os.pwrite(self._descriptor, text.encode(), 0)

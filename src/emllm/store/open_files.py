@@ -12,6 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from emllm.store.files import TensorFile
+from emllm.store.locks import Lock
 from emllm.store.record import FileRecord
 
 #: Data files that hold a descriptor at once, of all memories, where the process may open four times as many.
@@ -21,8 +22,10 @@ MAX_OPEN_FILES = 512
 class OpenFiles:
     """Hands out data files; the one that was used least lately gives its descriptor back first."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: Lock | None) -> None:
+        """Files of the folder at ``path``, which somebody may delete who has ``lock``."""
         self._path = path
+        self._held = lock
         self._files: dict[str, TensorFile] = {}
         self._lock = threading.Lock()
 
@@ -31,7 +34,8 @@ class OpenFiles:
         with self._lock:
             file = self._files.get(record.name)
             if file is None or file.record != record:
-                file = self._files[record.name] = TensorFile(self._path, record, on_open=_OPEN.note_open)
+                file = TensorFile(self._path, record, on_open=_OPEN.note_open, lock=self._held)
+                self._files[record.name] = file
         _OPEN.note_use(file)
         return file
 
