@@ -23,7 +23,7 @@ from emllm.errors import StoreError
 from emllm.store import disk
 from emllm.store.files import FileRecord, TensorFile, write_tensors
 from emllm.store.layout import DTYPES, parse_header
-from emllm.store.place import is_temporary, leftovers
+from emllm.store.place import leftovers
 
 NAME = "segments/0-1.safetensors"
 
@@ -411,4 +411,4 @@ def test_a_writer_that_is_killed_in_the_midst_leaves_only_what_the_next_one_swee
     )
     subprocess.run([sys.executable, "-c", program, str(folder)], check=False)
     (left,) = os.listdir(folder / "segments")
-    assert leftovers(folder) == [f"segments/{left}"] and is_temporary(f"segments/{left}")
+    assert leftovers(folder) == [f"segments/{left}"]

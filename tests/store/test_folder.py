@@ -613,6 +613,47 @@ def test_a_copy_that_fails_at_any_step_leaves_all_or_nothing_and_can_be_repeated
     assert tree(path) == before
 
 
+@pytest.mark.parametrize("work", ["copy", "clone"])
+def test_a_copy_that_was_killed_is_no_obstacle_and_is_gone_even_if_the_memory_was_written(path, work):
+    filled(path)
+    program = (
+        "import os, signal, sys; from emllm.store.maintenance import clone, copy\n"
+        f"{work}(sys.argv[1], sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    to = path.with_name("to")
+    subprocess.run([sys.executable, "-c", program, str(path), str(to)], check=False)
+    assert not to.exists() and len(os.listdir(path.parent)) == 2
+    with MemoryFolder.open(path, writable=True) as folder:
+        folder.commit(read_chunk(folder))
+    {"copy": copy, "clone": clone}[work](path, to)
+    assert verify(to) == [] and sorted(os.listdir(path.parent)) == sorted([path.name, "to"])
+
+
+def test_a_copy_leaves_alone_what_another_process_copied_there_meanwhile(path, tmp_path):
+    filled(path)
+    to = tmp_path / "to"
+
+    def meanwhile(done: int, total: int) -> None:
+        if done == total:
+            copy(path, to)
+
+    with pytest.raises(StoreError, match="is not empty"):
+        copy(path, to, meanwhile)
+    assert verify(to) == [] and sorted(os.listdir(tmp_path)) == sorted([path.name, "to"])
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_an_empty_folder_is_a_place_for_a_copy(path, tmp_path, is_link):
+    filled(path)
+    place = tmp_path / "elsewhere" / "to"
+    place.mkdir(parents=True)
+    if is_link:
+        (tmp_path / "link").symlink_to(place)
+    copy(path, tmp_path / "link" if is_link else place)
+    assert verify(place) == [] and os.listdir(place.parent) == ["to"]
+    assert place.stat().st_mode & 0o777 == path.stat().st_mode & 0o777
+
+
 def test_clones_share_by_copying_where_there_are_no_links(path, tmp_path, monkeypatch):
     filled(path)
 

@@ -84,6 +84,13 @@ def unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def move_folder(path: Path, to: Path) -> None:
+    """Gives a folder its place, durably; nothing may be there but an empty folder."""
+    step("rename", to)
+    os.rename(path, to)
+    sync_folder(to.parent)
+
+
 def remove_tree(path: Path) -> None:
     """Removes a folder and what is in it, as far as the system lets."""
     step("remove", path)

@@ -45,11 +45,6 @@ def leftovers(path: Path) -> list[str]:
     return sorted(names) + sorted(name for name in os.listdir(path) if _LEFTOVER.fullmatch(name))
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a leftover never got the name that it was written for."""
-    return _TEMPORARY.fullmatch(name) is not None
-
-
 def prepare(path: Path, *, contents: Contents | None = None) -> None:
     """Makes the folders of a memory; see `refuse_foreign`."""
     refuse_foreign(path, contents=contents)
@@ -78,10 +73,22 @@ def refuse_foreign(path: Path, *, contents: Contents | None = None) -> None:
         ours = {WRITER_LOCK, READERS_LOCK, *KINDS.values()}
         ours |= {record.name for record in contents.all_files} if contents is not None else set()
         there = [*os.listdir(path), *leftovers(path)]
-        foreign = [name for name in there if name not in ours and not is_temporary(name)]
+        foreign = [name for name in there if name not in ours and not _TEMPORARY.fullmatch(name)]
     if foreign:
         raise StoreError(f"{path}: is not empty, it has {min(foreign)}")
     refuse_links(path)
+
+
+def refuse_occupied(path: Path) -> None:
+    """Refuses a place for a whole new memory where anything is but an empty folder.
+
+    Raises:
+        StoreError: says what is there.
+    """
+    with disk.translated("create", path):
+        there = os.listdir(path) if os.path.lexists(path) else []
+    if there:
+        raise StoreError(f"{path}: is not empty, it has {min(there)}")
 
 
 def refuse_links(path: Path) -> None:
