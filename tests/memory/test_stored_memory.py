@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +40,7 @@ from emllm.memory.stored import open_memory
 from emllm.store import disk
 from emllm.store.contents import DocumentRecord
 from emllm.store.folder import MemoryFolder
-from emllm.store.maintenance import verify
+from emllm.store.maintenance import extras, verify
 
 NUM_TOKENS = 150
 folders = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -210,3 +212,30 @@ def test_a_memory_that_cannot_be_read_anew_after_forgetting_lets_go_of_its_folde
     again = opened(tmp_path / "memory", shape)
     assert [one.name for one in again.documents] == ["the-1th-document"]
     again.close()
+
+
+@pytest.mark.parametrize("at", ["write", "fsync", "rename", "commit"])
+def test_commits_that_fail_on_a_full_disk_leave_no_files_however_often_they_are_tried(tmp_path, at):
+    shape = geometry(HYBRID)
+    path = tmp_path / "memory"
+    memory = opened(path, shape, MemoryConfig(**SMALL))
+    tape = random_tape(shape, NUM_TOKENS)
+    read(memory, tape, [16] * 3)
+    memory.flush()
+
+    def full(what: str, where: Path) -> None:
+        is_state = "recent" in where.parts and where.name.startswith("000000000064-000000000064")
+        if what == at and (is_state or what == "commit"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    disk.hook = full
+    try:
+        read(memory, tape, [16])
+        for _ in range(3):
+            with pytest.raises(StoreError, match="No space left"):
+                memory.flush()
+            assert extras(path) == []
+    finally:
+        disk.hook = None
+    memory.close()
+    assert verify(path) == [] and extras(path) == []

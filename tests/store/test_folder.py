@@ -408,6 +408,19 @@ def test_a_commit_that_cannot_delete_what_it_dropped_is_a_commit(path, monkeypat
     assert verify(path) == []
 
 
+def test_files_of_a_commit_that_a_crash_could_bring_back_stay_until_the_next(path):
+    filled(path, 1)
+    failure = StoreError("failed")
+    failure.__cause__ = sqlite3.OperationalError("disk I/O error")
+    with MemoryFolder.open(path, writable=True) as folder:
+        added = [record.name for record in read_chunk(folder).new_files]
+        folder.withdraw(added, failure)
+        assert extras(path) == sorted(added)
+        folder.commit(read_chunk(folder))
+        assert extras(path) == []
+    assert verify(path) == []
+
+
 def test_creating_is_all_or_nothing_and_can_be_repeated(tmp_path):
     num_steps = count_steps(lambda: MemoryFolder.create(tmp_path / "counted", {}).close())
     for error in (OSError(errno.ENOSPC, "full"), Killed()):

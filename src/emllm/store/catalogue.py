@@ -212,6 +212,15 @@ class Catalogue:
                 yield self._connection
 
 
+def is_in_doubt(failure: StoreError) -> bool:
+    """Whether a commit that failed so may stand whole in the log, where one would find it after a crash.
+
+    A full disk cut it short, and nothing of ours fails once SQLite was told to commit; all else is in doubt.
+    """
+    cause = failure.__cause__
+    return isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", "") != "SQLITE_FULL"
+
+
 def _named(path: Path, read: Callable[[sqlite3.Connection], _T], connection: sqlite3.Connection) -> _T:
     """What ``read`` reads; its complaints begin with the path."""
     try:

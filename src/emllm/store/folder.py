@@ -10,7 +10,7 @@ This module does not know what the files hold, nor when a segment is full.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from emllm.errors import StoreError
 from emllm.store import disk, locks
-from emllm.store.catalogue import Catalogue, Change, Contents
+from emllm.store.catalogue import Catalogue, Change, Contents, is_in_doubt
 from emllm.store.contents import Ledger
 from emllm.store.files import TensorFile, write_tensors
 from emllm.store.filling import Fill, write_filled
@@ -158,6 +158,16 @@ class MemoryFolder:
         )
         self._added.add(name)
         return record
+
+    def withdraw(self, names: Iterable[str], failure: StoreError) -> None:
+        """Deletes files of a commit that failed; at the next commit, if a crash could bring this one back."""
+        if is_in_doubt(failure):
+            self._doomed += names
+            return
+        with suppress(OSError):  # the next writer deletes what stays
+            for name in names:
+                disk.unlink(self.path / name)
+                self._added.discard(name)
 
     def check_sizes(self) -> None:
         """Looks whether every file is there and as long as it was, without opening them all.
