@@ -151,6 +151,16 @@ def test_a_writer_of_another_process_counts_until_it_is_killed(path):
     MemoryFolder.open(path, writable=True).close()
 
 
+def test_who_may_not_write_is_told_whether_somebody_writes_or_did_not_end(path, tmp_path, monkeypatch):
+    filled(path)
+    with MemoryFolder.open(path, writable=True) as folder:
+        folder.commit(read_chunk(folder))
+        dead = Path(shutil.copytree(path, tmp_path / "dead"))
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        assert f"is being written by process {os.getpid()};" in one_line(path)
+        assert "open it once where it can be written" in one_line(dead)
+
+
 def test_readers_keep_what_they_opened_and_the_writer_says_who_they_are(path):
     filled(path)
     with MemoryFolder.open(path) as reader, MemoryFolder.open(path, writable=True) as writer:
