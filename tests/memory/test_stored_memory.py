@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import gc
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from tests.support.driven_memory import (
 )
 from tests.support.memory_cases import (
     HYBRID,
+    SMALL,
     assert_same_bits,
     configs,
     index_of,
@@ -28,11 +33,14 @@ from tests.support.memory_cases import (
     with_decoding,
 )
 
-from emllm.config import CODECS
+from emllm.config import CODECS, MemoryConfig
+from emllm.errors import StoreError
 from emllm.memory import EpisodicMemory
 from emllm.memory.stored import open_memory
+from emllm.store import disk
 from emllm.store.contents import DocumentRecord
-from emllm.store.maintenance import verify
+from emllm.store.folder import MemoryFolder
+from emllm.store.maintenance import extras, verify
 
 NUM_TOKENS = 150
 folders = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,3 +145,97 @@ def test_a_forgotten_document_is_gone_from_folder_events_and_views_and_the_rest_
     read(memory, tape, [16, 1, 1, 9, 16][: (150 - num_tokens) // 16], look=sees_no_forgotten)
     memory.close()
     assert verify(path) == []
+
+
+def reopened(path: Path, shape) -> EpisodicMemory:
+    """Once who wrote it is gone, which the collector may take a moment to see."""
+    until = time.monotonic() + 10
+    while True:
+        gc.collect()
+        try:
+            return opened(path, shape)
+        except StoreError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def test_a_memory_that_is_dropped_writes_what_was_committed_and_lets_go_of_its_folder(tmp_path):
+    shape = geometry(HYBRID)
+    tape = random_tape(shape, NUM_TOKENS)
+    memory = opened(tmp_path / "memory", shape, MemoryConfig(**SMALL))
+    disk.hook = lambda *_: time.sleep(0.01)
+    try:
+        read(memory, tape, [16] * 3)
+        before = log_of(memory, shape)
+        del memory
+        again = reopened(tmp_path / "memory", shape)
+    finally:
+        disk.hook = None
+    assert_same_bits(log_of(again, shape), before)
+    again.close()
+
+
+def test_a_fork_of_a_memory_that_is_dropped_keeps_others_from_its_files(tmp_path):
+    shape = geometry(HYBRID)
+    tape = random_tape(shape, NUM_TOKENS)
+    path = tmp_path / "memory"
+    with opened(path, shape, MemoryConfig(**SMALL)) as memory:
+        read(memory, tape, [16] * 8)
+        before = log_of(memory, shape)
+    memory = opened(path, shape, read_only=True)
+    fork = memory.fork()
+    del memory
+    gc.collect()
+    with MemoryFolder.open(path, writable=True) as folder:
+        with pytest.raises(StoreError, match="is being read"), folder.exclusive():
+            pass
+        assert_same_bits(log_of(fork, shape), before)
+        del fork
+        gc.collect()
+        with folder.exclusive():
+            pass
+
+
+def test_a_memory_that_cannot_be_read_anew_after_forgetting_lets_go_of_its_folder(tmp_path, monkeypatch):
+    shape = geometry(HYBRID)
+    memory = opened(tmp_path / "memory", shape, MemoryConfig(**SMALL))
+    read_documents(memory, random_tape(shape, NUM_TOKENS), [32, 16])
+
+    def broken(*_):
+        raise StoreError("damaged")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("emllm.memory.home.load", broken)
+        with pytest.raises(StoreError, match="damaged"):
+            memory.forget("the-0th-document")
+    again = opened(tmp_path / "memory", shape)
+    assert [one.name for one in again.documents] == ["the-1th-document"]
+    again.close()
+
+
+@pytest.mark.parametrize("at", ["write", "fsync", "rename", "commit"])
+def test_commits_that_fail_on_a_full_disk_leave_no_files_however_often_they_are_tried(tmp_path, at):
+    shape = geometry(HYBRID)
+    path = tmp_path / "memory"
+    memory = opened(path, shape, MemoryConfig(**SMALL))
+    tape = random_tape(shape, NUM_TOKENS)
+    read(memory, tape, [16] * 3)
+    memory.flush()
+
+    def full(what: str, where: Path) -> None:
+        is_state = "recent" in where.parts and where.name.startswith("000000000064-000000000064")
+        if what == at and (is_state or what == "commit"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    disk.hook = full
+    try:
+        read(memory, tape, [16])
+        for _ in range(3):
+            with pytest.raises(StoreError, match="No space left"):
+                memory.flush()
+            assert extras(path) == []
+    finally:
+        disk.hook = None
+    memory.close()
+    assert verify(path) == [] and extras(path) == []

@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,11 +16,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from emllm.errors import StoreError
 from emllm.store import disk
 from emllm.store.files import FileRecord, TensorFile, write_tensors
 from emllm.store.layout import DTYPES, parse_header
+from emllm.store.place import leftovers
 
 NAME = "segments/0-1.safetensors"
 
@@ -74,6 +79,7 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path_factory, data):
         raw = raw % 2 if dtype == torch.bool else raw
         content[f"x.{i}"] = raw.view(dtype).reshape(shape) if size else torch.zeros(shape, dtype=dtype)
     record = written(folder, content)
+    assert (folder / NAME).read_bytes() == save(content)
     file = TensorFile(folder, record)
     assert sorted(file.names) == sorted(content)
     for name, tensor in content.items():
@@ -81,6 +87,25 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path_factory, data):
         assert (file.shape(name), file.dtype(name)) == (tuple(tensor.shape), tensor.dtype)
     assert file.verify() == []
     file.close()
+
+
+def test_any_tool_that_knows_safetensors_reads_a_file(folder):
+    written(folder)
+    found = load_file(folder / NAME)
+    assert found.keys() == tensors().keys()
+    assert all(is_same(found[name], tensor) for name, tensor in tensors().items())
+    with safe_open(folder / NAME, "pt") as file:
+        assert torch.equal(file.get_slice("pages.0")[2:4], tensors()["pages.0"][2:4])
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_a_file_is_for_the_umask_to_say(folder, umask, mode):
+    before = os.umask(umask)
+    try:
+        written(folder)
+    finally:
+        os.umask(before)
+    assert (folder / NAME).stat().st_mode & 0o777 == mode
 
 
 @given(rows=st.lists(st.integers(0, 19), max_size=40))
@@ -286,6 +311,22 @@ def test_a_boolean_that_is_neither_is_refused(folder):
         TensorFile(folder, record).read("b")
 
 
+def test_a_bad_sector_is_one_line_that_names_the_file(folder, monkeypatch):
+    file = TensorFile(folder, written(folder))
+    _ = file.names
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    for read in (
+        lambda: file.read_rows("pages.0", np.array([0]), np.empty((1, 24), dtype=np.uint8)),
+        lambda: file.read("surprise"),
+    ):
+        with pytest.raises(StoreError, match=f"^cannot read {folder / NAME}: Input/output error$"):
+            read()
+
+
 def test_a_file_is_written_once(folder):
     written(folder)
     with pytest.raises(StoreError, match="exists"):
@@ -355,3 +396,19 @@ def test_a_name_stands_only_for_a_whole_file(folder):
         with pytest.raises(Killed):
             written(folder)
         assert not (folder / NAME).exists()
+
+
+def test_a_writer_that_is_killed_in_the_midst_leaves_only_what_the_next_one_sweeps(folder):
+    program = (
+        "import os, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from emllm.store.files import write_tensors\n"
+        "def die(descriptor):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.fsync = die\n"
+        "content = {'pages.0': torch.zeros(9, 9, dtype=torch.uint8)}\n"
+        f"write_tensors(Path(sys.argv[1]), {NAME!r}, content, kind='segment', start=0, stop=5)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=False)
+    (left,) = os.listdir(folder / "segments")
+    assert leftovers(folder) == [f"segments/{left}"]

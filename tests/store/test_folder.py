@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emllm.errors import StoreError
-from emllm.store import disk, files, open_files, rows
+from emllm.store import disk, files, locks, open_files, rows
 from emllm.store.catalogue import Change, Contents, DocumentRecord
 from emllm.store.folder import MemoryFolder
 from emllm.store.maintenance import clone, copy, describe, extras, verify
@@ -151,6 +151,16 @@ def test_a_writer_of_another_process_counts_until_it_is_killed(path):
     MemoryFolder.open(path, writable=True).close()
 
 
+def test_who_may_not_write_is_told_whether_somebody_writes_or_did_not_end(path, tmp_path, monkeypatch):
+    filled(path)
+    with MemoryFolder.open(path, writable=True) as folder:
+        folder.commit(read_chunk(folder))
+        dead = Path(shutil.copytree(path, tmp_path / "dead"))
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        assert f"is being written by process {os.getpid()};" in one_line(path)
+        assert "open it once where it can be written" in one_line(dead)
+
+
 def test_readers_keep_what_they_opened_and_the_writer_says_who_they_are(path):
     filled(path)
     with MemoryFolder.open(path) as reader, MemoryFolder.open(path, writable=True) as writer:
@@ -218,18 +228,29 @@ def test_the_next_writer_sweeps_what_is_not_named_and_leaves_the_files_of_others
     for name in (
         "segments/0-1-ab.safetensors",
         "recent/7.safetensors.ab12.tmp",
+        "segments/.tmpA9xYz0",
         "catalogue.sqlite.0f.tmp-wal",
     ):
         (path / name).write_bytes(b"x")
-    for name in ("segments/notes.txt", "mine", "recent/README"):
+    foreign = ("segments/notes.txt", "mine", "recent/README", ".tmpA9xYz0")
+    for name in foreign:
         (path / name).write_bytes(b"x")
-    assert len(extras(path)) == 3 and verify(path) == []
+    assert len(extras(path)) == 4 and verify(path) == []
     with MemoryFolder.open(path):
         MemoryFolder.open(path, writable=True).close()
-        assert len(extras(path)) == 3
+        assert len(extras(path)) == 4
     MemoryFolder.open(path, writable=True).close()
     assert extras(path) == [] and verify(path) == []
-    assert all((path / name).exists() for name in ("segments/notes.txt", "mine", "recent/README"))
+    assert all((path / name).exists() for name in foreign)
+
+
+def test_what_erases_for_good_takes_what_killed_writers_left(path):
+    filled(path)
+    with MemoryFolder.open(path, writable=True) as folder:
+        (path / "recent" / ".tmpA9xYz0").write_bytes(b"keys of what is forgotten")
+        with folder.exclusive():
+            folder.sweep_for_good()
+        assert os.listdir(path / "recent") == [Path(folder.contents.files[-1].name).name]
 
 
 # Faults: each change of the disk fails once, and the process dies before each once.
@@ -377,6 +398,36 @@ def test_after_a_failure_the_same_writer_can_go_on(path):
                 assert folder.contents.num_tokens == before
             disk.hook = None
             folder.commit(read_chunk(folder))
+    assert verify(path) == []
+
+
+def test_a_commit_that_cannot_delete_what_it_dropped_is_a_commit(path, monkeypatch):
+    filled(path, 1)
+
+    def exhausted(*_, **__):
+        raise StoreError("cannot lock: Too many open files")
+
+    with MemoryFolder.open(path, writable=True) as folder:
+        with monkeypatch.context() as patched:
+            patched.setattr(locks, "alone", exhausted)
+            for _ in range(2):
+                folder.commit(read_chunk(folder))
+        assert len(extras(path)) == 2
+        folder.commit(read_chunk(folder))
+        assert folder.contents.num_tokens == 4 * CHUNK and extras(path) == []
+    assert verify(path) == []
+
+
+def test_files_of_a_commit_that_a_crash_could_bring_back_stay_until_the_next(path):
+    filled(path, 1)
+    failure = StoreError("failed")
+    failure.__cause__ = sqlite3.OperationalError("disk I/O error")
+    with MemoryFolder.open(path, writable=True) as folder:
+        added = [record.name for record in read_chunk(folder).new_files]
+        folder.withdraw(added, failure)
+        assert extras(path) == sorted(added)
+        folder.commit(read_chunk(folder))
+        assert extras(path) == []
     assert verify(path) == []
 
 
@@ -585,6 +636,47 @@ def test_a_copy_that_fails_at_any_step_leaves_all_or_nothing_and_can_be_repeated
     assert tree(path) == before
 
 
+@pytest.mark.parametrize("work", ["copy", "clone"])
+def test_a_copy_that_was_killed_is_no_obstacle_and_is_gone_even_if_the_memory_was_written(path, work):
+    filled(path)
+    program = (
+        "import os, signal, sys; from emllm.store.maintenance import clone, copy\n"
+        f"{work}(sys.argv[1], sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    to = path.with_name("to")
+    subprocess.run([sys.executable, "-c", program, str(path), str(to)], check=False)
+    assert not to.exists() and len(os.listdir(path.parent)) == 2
+    with MemoryFolder.open(path, writable=True) as folder:
+        folder.commit(read_chunk(folder))
+    {"copy": copy, "clone": clone}[work](path, to)
+    assert verify(to) == [] and sorted(os.listdir(path.parent)) == sorted([path.name, "to"])
+
+
+def test_a_copy_leaves_alone_what_another_process_copied_there_meanwhile(path, tmp_path):
+    filled(path)
+    to = tmp_path / "to"
+
+    def meanwhile(done: int, total: int) -> None:
+        if done == total:
+            copy(path, to)
+
+    with pytest.raises(StoreError, match="is not empty"):
+        copy(path, to, meanwhile)
+    assert verify(to) == [] and sorted(os.listdir(tmp_path)) == sorted([path.name, "to"])
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_an_empty_folder_is_a_place_for_a_copy(path, tmp_path, is_link):
+    filled(path)
+    place = tmp_path / "elsewhere" / "to"
+    place.mkdir(parents=True)
+    if is_link:
+        (tmp_path / "link").symlink_to(place)
+    copy(path, tmp_path / "link" if is_link else place)
+    assert verify(place) == [] and os.listdir(place.parent) == ["to"]
+    assert place.stat().st_mode & 0o777 == path.stat().st_mode & 0o777
+
+
 def test_clones_share_by_copying_where_there_are_no_links(path, tmp_path, monkeypatch):
     filled(path)
 
@@ -647,6 +739,21 @@ def test_no_more_files_are_open_than_allowed_and_all_can_be_read(tmp_path_factor
                     assert len(os.listdir("/proc/self/fd")) <= before + 3
     finally:
         open_files.MAX_OPEN_FILES = limit
+
+
+def test_memories_share_the_descriptors_that_the_process_may_have(path, tmp_path):
+    filled(path, 40)
+    copy(path, tmp_path / "other")
+    program = (
+        "import resource, sys; from emllm.store.folder import MemoryFolder\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "memories = [MemoryFolder.open(one) for one in sys.argv[1:]]\n"
+        "for memory in memories:\n"
+        "    for record in memory.contents.files:\n"
+        "        memory.file(record).read('token_ids')\n"
+    )
+    arguments = [sys.executable, "-c", program, str(path), str(tmp_path / "other")]
+    assert subprocess.run(arguments, check=False, capture_output=True, text=True).stderr == ""
 
 
 def test_a_file_of_a_newer_record_is_read_anew(path):

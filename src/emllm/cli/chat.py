@@ -131,7 +131,7 @@ def _saved(save: Path, source: Stored | None, sources: list[str]) -> Stored | No
         )
     saved = Stored.at(save)
     if saved is None:
-        check_new(save, None if source is None else source.contents)
+        check_new(save, is_copy=source is not None)
         return None
     if source is not None and saved.header.get("parent") != source.uuid:
         raise InputError(f"{save} is a memory, but no conversation that began with {source.path}")

@@ -82,7 +82,8 @@ def copy(
     """Copy a memory; every byte is checked on the way."""
     from emllm.store.maintenance import copy, describe
 
-    check_new(to, existing(mem).contents)
+    existing(mem)
+    check_new(to, is_copy=True)
     with bytes_done(f"copying {mem.name}") as progress:
         copy(mem, to, progress)
     num_bytes = describe(to).num_bytes

@@ -182,11 +182,12 @@ def opened_memory(
             yield lm, memory
 
 
-def check_new(path: Path, contents: Contents | None = None) -> None:
+def check_new(path: Path, *, is_copy: bool = False) -> None:
     """Refuse a place where no new memory can be made.
 
     Args:
-        contents: of the memory that is copied there; what an interrupted attempt left is no obstacle.
+        is_copy: it is made beside the place, which must be empty; what an interrupted start left is no
+            obstacle otherwise.
 
     Raises:
         InputError: the folder above is missing or cannot be written.
@@ -195,9 +196,10 @@ def check_new(path: Path, contents: Contents | None = None) -> None:
     parent = path.absolute().parent
     if not parent.is_dir():
         raise InputError(f"{path}: there is no folder {parent}")
-    if not os.access(path if path.is_dir() else parent, os.W_OK):
+    if not os.access(path if path.is_dir() and not is_copy else parent, os.W_OK):
         raise InputError(f"{path}: cannot be written")
     if os.path.lexists(path):
-        from emllm.store.place import refuse_foreign
+        from emllm.store.place import refuse_foreign, refuse_occupied
 
-        refuse_foreign(path, contents=contents)
+        refuse = refuse_occupied if is_copy else refuse_foreign
+        refuse(path)

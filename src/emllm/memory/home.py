@@ -180,12 +180,17 @@ class FolderHome:
         return _Job(units, state, change)
 
     def _write(self, job: _Job) -> tuple[dict[int, FileRecord], FileRecord]:
-        """The writer's part: the files, then the transaction."""
-        records = {unit_idx: self._add(one) for unit_idx, one in job.units.items()}
-        state = self._add(job.state)
-        numbers = {**job.change.state, "state_file": state.name}
-        self._folder.commit(replace(job.change, new_files=[*records.values(), state], state=numbers))
-        return records, state
+        """The writer's part: the files, then the transaction; where it fails, none of the files is left."""
+        added: list[FileRecord] = []
+        try:
+            for one in (*job.units.values(), job.state):
+                added.append(self._add(one))
+            numbers = {**job.change.state, "state_file": added[-1].name}
+            self._folder.commit(replace(job.change, new_files=added, state=numbers))
+        except StoreError as error:
+            self._folder.withdraw([record.name for record in added], error)
+            raise
+        return dict(zip(job.units, added[:-1], strict=True)), added[-1]
 
     def _add(self, one: _NewFile) -> FileRecord:
         return self._folder.add(one.kind, one.start, one.stop, one.tensors, one.num_events)
@@ -284,7 +289,12 @@ class FolderHome:
             return forget(path, name)
         finally:
             fresh = type(memory)(memory.geometry, memory.config, piece_of=memory.piece_of, is_stored=True)
-            FolderHome(MemoryFolder.open(path, writable=True)).settle(fresh)
+            folder = MemoryFolder.open(path, writable=True)
+            try:
+                FolderHome(folder).settle(fresh)
+            except BaseException:
+                folder.close()
+                raise
             memory.become(fresh)
 
     def close(self) -> None:

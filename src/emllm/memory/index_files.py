@@ -25,8 +25,9 @@ from emllm.errors import StoreError
 from emllm.memory.layer import MemoryLayer
 from emllm.recall.index import IndexPart, LatePart
 from emllm.store.contents import Change, Contents
-from emllm.store.filling import Described, Put
+from emllm.store.filling import Put
 from emllm.store.folder import MemoryFolder
+from emllm.store.layout import Described
 from emllm.store.mapped import MappedFile
 from emllm.store.record import FileRecord
 

@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from emllm.errors import StoreError
-from emllm.store import disk, rows, seal
+from emllm.store import disk, locks, rows, seal
 from emllm.store.contents import Change, Contents, DocumentRecord, check_event_order
+from emllm.store.place import WRITER_LOCK
 
 __all__ = ["FORMAT_VERSION", "MIGRATIONS", "Catalogue", "Change", "Contents", "DocumentRecord"]
 
@@ -212,6 +213,15 @@ class Catalogue:
                 yield self._connection
 
 
+def is_in_doubt(failure: StoreError) -> bool:
+    """Whether a commit that failed so may stand whole in the log, where one would find it after a crash.
+
+    A full disk cut it short, and nothing of ours fails once SQLite was told to commit; all else is in doubt.
+    """
+    cause = failure.__cause__
+    return isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", "") != "SQLITE_FULL"
+
+
 def _named(path: Path, read: Callable[[sqlite3.Connection], _T], connection: sqlite3.Connection) -> _T:
     """What ``read`` reads; its complaints begin with the path."""
     try:
@@ -265,7 +275,7 @@ def _connect(path: Path, *, writable: bool, mode: str = "rw") -> sqlite3.Connect
     options = f"mode={mode}" if writable else "mode=ro"
     if not writable and not os.access(path.parent, os.W_OK):
         if seal.has_pages(path, "-wal"):
-            raise StoreError(f"{path}: was not closed cleanly; open it once where it can be written")
+            raise StoreError(f"{path}: {_why_open(path)}")
         options += "&immutable=1"  # SQLite wants to write beside it otherwise
     connection = sqlite3.connect(
         f"file:{quote(str(path.absolute()))}?{options}",
@@ -283,6 +293,15 @@ def _connect(path: Path, *, writable: bool, mode: str = "rw") -> sqlite3.Connect
         connection.close()
         raise
     return connection
+
+
+def _why_open(path: Path) -> str:
+    """Why there is something in the log, for who may not write and so cannot read it."""
+    writers = locks.holders(path.with_name(WRITER_LOCK))
+    if writers:
+        numbers = ", ".join(map(str, writers))
+        return f"is being written by process {numbers}; until it is closed, who may not write cannot read it"
+    return "is being written, or was not closed cleanly; open it once where it can be written"
 
 
 def _make_durable(connection: sqlite3.Connection) -> None:

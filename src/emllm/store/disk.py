@@ -12,8 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import sqlite3
 import stat
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,6 +84,19 @@ def unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def move_folder(path: Path, to: Path) -> None:
+    """Gives a folder its place, durably; nothing may be there but an empty folder."""
+    step("rename", to)
+    os.rename(path, to)
+    sync_folder(to.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder and what is in it, as far as the system lets."""
+    step("remove", path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def commit(connection: sqlite3.Connection, path: Path) -> None:
     """Commits the open transaction of the database at ``path``."""
     step("commit", path)
@@ -110,8 +125,13 @@ def translated(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, sqlite3.Error, UnicodeError) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StoreError(f"cannot {action} {path}: {' '.join(said.split())}") from error
+        raise StoreError(complaint(action, path, error)) from error
+
+
+def complaint(action: str, path: Path, error: Exception) -> str:
+    """One line that names action and path."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot {action} {path}: {' '.join(said.split())}"
 
 
 def open_inside(folder: Path, name: str) -> int:
@@ -131,6 +151,13 @@ def open_inside(folder: Path, name: str) -> int:
         os.close(descriptor)
         raise StoreError(f"{path}: is not a regular file")
     return descriptor
+
+
+def closing(owner: object, descriptor: int) -> weakref.finalize[[int], object]:
+    """Closes a descriptor when it is called, or when its owner is gone; once."""
+    finalizer = weakref.finalize(owner, os.close, descriptor)
+    finalizer.atexit = False  # the system does
+    return finalizer
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

@@ -20,17 +20,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from emllm.errors import StoreError
 from emllm.store import disk
+from emllm.store.filling import Put, write_filled
 from emllm.store.layout import LENGTH_BYTES, MAX_HEADER_BYTES, PAGES, StoredTensor, parse_header
+from emllm.store.locks import Lock
 from emllm.store.record import FileRecord
 
 __all__ = ["FileRecord", "TensorFile", "write_tensors"]
 
 _CHECKSUM = np.dtype("<u4")
+#: Where the data of a file begins, as safetensors itself has it.
+_ALIGNMENT = 8
 #: Bytes that `TensorFile.verify` reads at once.
 _VERIFY_BYTES = 16 << 20
 
@@ -59,42 +62,56 @@ def write_tensors(
     Raises:
         StoreError: it exists, or the disk is full or fails; nothing of it remains then.
     """
-    FileRecord(name, kind, start, stop, 0, num_events, b"\0\0\0\0")  # refuses an ill name before writing
-    path = folder / name
-    if path.parent.is_symlink() or os.path.lexists(path):
-        raise StoreError(f"{path}: exists already, or its folder is a symbolic link")
-    separate = _separate(tensors)
-    with disk.translated("write", path):
-        disk.publish(path, lambda temporary: save_file(separate, temporary))
-        num_bytes = path.stat().st_size
-        with open(path, "rb") as file:
-            length = file.read(LENGTH_BYTES)
-            header = length + file.read(int.from_bytes(length, "little"))
-    sums = [zlib.crc32(header)]
-    for stored in parse_header(header, num_bytes=num_bytes):
-        data = _bytes_of(separate[stored.name]).reshape(stored.num_checksums, stored.row_bytes)
-        sums.extend(zlib.crc32(row.data) for row in data)
-    checksums = np.array(sums, dtype=_CHECKSUM).tobytes()
-    return FileRecord(name, kind, start, stop, num_bytes, num_events, checksums)
+    whole = {one: tensor.detach() for one, tensor in tensors.items()}
+
+    def fill(put: Put) -> None:
+        for one, tensor in whole.items():
+            put(one, tensor)
+
+    return write_filled(
+        folder,
+        name,
+        {one: (tensor.dtype, tuple(tensor.shape)) for one, tensor in whole.items()},
+        fill,
+        kind=kind,
+        start=start,
+        stop=stop,
+        num_events=num_events,
+        aligned=_ALIGNMENT,
+    )
 
 
 class TensorFile:
     """A file that was written by `write_tensors`, open for reading.
 
-    The header is read and checked at first use. `close` gives back the file descriptor; a later use
-    opens the file again.
+    The header is read and checked at first use. `close` gives back the file descriptor, as does letting go
+    of the file; a later use opens the file again.
     """
 
     def __init__(
-        self, folder: Path, record: FileRecord, *, on_open: Callable[[TensorFile], None] | None = None
+        self,
+        folder: Path,
+        record: FileRecord,
+        *,
+        on_open: Callable[[TensorFile], None] | None = None,
+        lock: Lock | None = None,
     ) -> None:
-        """Opens nothing yet; ``on_open`` is called with this file whenever it took a descriptor."""
+        """Opens nothing yet.
+
+        Args:
+            folder: the memory's folder.
+            record: what the catalogue says of it.
+            on_open: called with this file whenever it took a descriptor.
+            lock: without which the file may be deleted; not let go of before the file is.
+        """
         self.record = record
+        self.lock = lock
         self._folder = folder
         self._sums = np.frombuffer(record.checksums, dtype=_CHECKSUM)
         self._on_open = on_open
         self._lock = threading.Lock()
         self._descriptor: int | None = None
+        self._closing: Callable[[], object] | None = None
         self._num_users = 0
         self._is_closing = False
         self._tensors: dict[str, StoredTensor] = {}
@@ -189,22 +206,31 @@ class TensorFile:
             wanted, size = rows.tolist(), stored.row_bytes
             if wanted and not 0 <= min(wanted) <= max(wanted) < stored.shape[0]:
                 self._check_range(stored, rows)
-            low = 0
-            while low < len(wanted):
-                high = low + 1
-                while high < len(wanted) and wanted[high] == wanted[high - 1] + 1:
-                    high += 1
-                offset = stored.offset + wanted[low] * size
-                data = out[low:high].reshape(-1)
-                if os.preadv(descriptor, [data.data], offset) != len(data):
-                    self._read_bytes(descriptor, data, offset)
-                low = high
-            if ahead and wanted and wanted[-1] + 1 < stored.shape[0] and hasattr(os, "posix_fadvise"):
-                after = stored.offset + (wanted[-1] + 1) * size
-                os.posix_fadvise(descriptor, after, size, os.POSIX_FADV_WILLNEED)
+            try:  # as `disk.translated`, which takes longer
+                self._read_runs(descriptor, stored, wanted, out)
+                if ahead and wanted and wanted[-1] + 1 < stored.shape[0] and hasattr(os, "posix_fadvise"):
+                    after = stored.offset + (wanted[-1] + 1) * size
+                    os.posix_fadvise(descriptor, after, size, os.POSIX_FADV_WILLNEED)
+            except OSError as error:
+                raise StoreError(disk.complaint("read", self._path, error)) from error
         for i, row in enumerate(wanted):
             if zlib.crc32(out[i].data) != self._sums[stored.first_checksum + row]:
                 raise StoreError(self._complaint(stored, row))
+
+    def _read_runs(
+        self, descriptor: int, stored: StoredTensor, wanted: list[int], out: NDArray[np.uint8]
+    ) -> None:
+        """Pages as they are; those that follow one another in one go."""
+        low = 0
+        while low < len(wanted):
+            high = low + 1
+            while high < len(wanted) and wanted[high] == wanted[high - 1] + 1:
+                high += 1
+            offset = stored.offset + wanted[low] * stored.row_bytes
+            data = out[low:high].reshape(-1)
+            if os.preadv(descriptor, [data.data], offset) != len(data):
+                self._read_bytes(descriptor, data, offset)
+            low = high
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the file, one line each; empty when it is as it was written."""
@@ -310,7 +336,7 @@ class TensorFile:
         except BaseException:
             os.close(descriptor)
             raise
-        self._descriptor, self._is_closing = descriptor, False
+        self._descriptor, self._closing, self._is_closing = descriptor, disk.closing(self, descriptor), False
         return descriptor
 
     def _read_header(self, descriptor: int) -> list[StoredTensor]:
@@ -333,23 +359,9 @@ class TensorFile:
         return tensors
 
     def _close_if_idle(self) -> None:
-        if self._is_closing and self._num_users == 0 and self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, contiguous; copies of those that share memory, which safetensors refuses."""
-    separate: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        one = tensor.detach().contiguous()
-        address = one.untyped_storage().data_ptr()
-        separate[name] = (
-            one.clone() if address in seen or one.untyped_storage().nbytes() > one.nbytes else one
-        )
-        seen.add(address)
-    return separate
+        if self._is_closing and self._num_users == 0 and self._closing is not None:
+            self._closing()
+            self._descriptor = self._closing = None
 
 
 def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:

@@ -6,8 +6,6 @@ order of tensors, as long as each grows from its beginning. This module does not
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,18 +18,15 @@ from torch import Tensor
 
 from emllm.errors import StoreError
 from emllm.store import disk
-from emllm.store.layout import DTYPES, LENGTH_BYTES, StoredTensor, parse_header
+from emllm.store.layout import Described, StoredTensor, make_header, parse_header
 from emllm.store.record import FileRecord
 
-#: Type and shape of a tensor that will be filled.
-Described = tuple[torch.dtype, tuple[int, ...]]
 #: Adds to a tensor the elements that follow; to every row of a table, ``[rows, ...]``, what follows in it.
 Put = Callable[[str, Tensor], None]
 Fill = Callable[[Put], None]
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-#: Data begins at a multiple of this, so that a mapping of it is aligned for any instruction.
-_ALIGNMENT = 64
+#: Where data begins at a multiple of this, a mapping of it is aligned for any instruction.
+MAPPED_ALIGNMENT = 64
 
 
 def write_filled(
@@ -44,12 +39,14 @@ def write_filled(
     start: int,
     stop: int,
     num_events: int,
+    aligned: int = MAPPED_ALIGNMENT,
 ) -> FileRecord:
     """Writes a file that is durable when this returns; `files.write_tensors` for what comes piece by piece.
 
     Args:
         described: the tensors.
         fill: is given what adds to them, and fills every one.
+        aligned: the data begins at a multiple of so many bytes.
 
     Raises:
         StoreError: it exists, or the disk is full or fails; nothing of it remains then.
@@ -58,7 +55,7 @@ def write_filled(
     path = folder / name
     if path.parent.is_symlink() or os.path.lexists(path):
         raise StoreError(f"{path}: exists already, or its folder is a symbolic link")
-    header, num_bytes = _header(described)
+    header, num_bytes = make_header(described, aligned=aligned)
     filling = _Filling(parse_header(header, num_bytes=num_bytes))
 
     def write(temporary: Path) -> None:
@@ -71,18 +68,6 @@ def write_filled(
         disk.publish(path, write)
     checksums = np.array([zlib.crc32(header), *filling.checksums()], dtype="<u4").tobytes()
     return FileRecord(name, kind, start, stop, num_bytes, num_events, checksums)
-
-
-def _header(described: Mapping[str, Described]) -> tuple[bytes, int]:
-    """The header of a file, and the file's size; the widest types first, as safetensors orders them."""
-    entries, end = {}, 0
-    for name, (dtype, shape) in sorted(described.items(), key=lambda one: (-one[1][0].itemsize, one[0])):
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + LENGTH_BYTES) % _ALIGNMENT)
-    header = len(text).to_bytes(LENGTH_BYTES, "little") + text
-    return header, len(header) + end
 
 
 class _Filling:

@@ -10,7 +10,7 @@ This module does not know what the files hold, nor when a segment is full.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from emllm.errors import StoreError
 from emllm.store import disk, locks
-from emllm.store.catalogue import Catalogue, Change, Contents
+from emllm.store.catalogue import Catalogue, Change, Contents, is_in_doubt
 from emllm.store.contents import Ledger
 from emllm.store.files import TensorFile, write_tensors
-from emllm.store.filling import Described, Fill, write_filled
+from emllm.store.filling import Fill, write_filled
+from emllm.store.layout import Described
 from emllm.store.open_files import OpenFiles
 from emllm.store.place import (
     CATALOGUE,
@@ -38,18 +39,16 @@ from emllm.store.place import (
 )
 from emllm.store.record import KINDS, FileRecord
 
-_WAIT_SECONDS = 10.0
-
 
 class MemoryFolder:
     """An open memory on disk. One writer, any number of readers; close it, or use it in a ``with``."""
 
-    def __init__(self, path: Path, catalogue: Catalogue, *, writer: locks.Lock | None) -> None:
+    def __init__(self, path: Path, catalogue: Catalogue, *, lock: locks.Lock | None, writable: bool) -> None:
         """Use `create` or `open`."""
         self.path = path
         self.catalogue = catalogue
-        self._writer = writer
-        self._reader: locks.Lock | None = None
+        self._lock = lock
+        self._is_writable = writable
         self._contents = Contents.empty()
         #: Commits since, which a long reading makes by the thousand; looked through when somebody asks.
         self._changes: list[Change] = []
@@ -57,7 +56,7 @@ class MemoryFolder:
         self._added: set[str] = set()
         self._doomed: list[str] = []
         self._is_alone = False
-        self._files = OpenFiles(path)
+        self._files = OpenFiles(path, lock)
 
     @classmethod
     def create(
@@ -81,7 +80,7 @@ class MemoryFolder:
         except BaseException:
             writer.release()
             raise
-        return cls(path, catalogue, writer=writer)._loaded()
+        return cls(path, catalogue, lock=writer, writable=True)._loaded()
 
     @classmethod
     def open(cls, path: Path | str, *, writable: bool = False) -> MemoryFolder:
@@ -97,18 +96,15 @@ class MemoryFolder:
         held = (
             locks.write_lock(path / WRITER_LOCK)
             if writable
-            else locks.read_lock(path / READERS_LOCK, seconds=_WAIT_SECONDS)
+            else locks.read_lock(path / READERS_LOCK, seconds=locks.WAIT_SECONDS)
         )
         try:
-            folder = cls(
-                path, Catalogue.open(path / CATALOGUE, writable=writable), writer=held if writable else None
-            )
-            folder._reader = None if writable else held
+            catalogue = Catalogue.open(path / CATALOGUE, writable=writable)
         except BaseException:
             if held is not None:
                 held.release()
             raise
-        return folder._loaded()
+        return cls(path, catalogue, lock=held, writable=writable)._loaded()
 
     def _loaded(self) -> MemoryFolder:
         """This folder once its contents are known to make sense; closed again otherwise."""
@@ -117,7 +113,7 @@ class MemoryFolder:
             self._ledger = Ledger.of(self._contents)
             for problem in self._contents.contradictions():
                 raise StoreError(f"{self.path}: {problem}")
-            if self._writer is not None:
+            if self._is_writable:
                 complete(self.path)
                 self.sweep()
         except BaseException:
@@ -162,6 +158,16 @@ class MemoryFolder:
         )
         self._added.add(name)
         return record
+
+    def withdraw(self, names: Iterable[str], failure: StoreError) -> None:
+        """Deletes files of a commit that failed; at the next commit, if a crash could bring this one back."""
+        if is_in_doubt(failure):
+            self._doomed += names
+            return
+        with suppress(OSError):  # the next writer deletes what stays
+            for name in names:
+                disk.unlink(self.path / name)
+                self._added.discard(name)
 
     def check_sizes(self) -> None:
         """Looks whether every file is there and as long as it was, without opening them all.
@@ -231,14 +237,17 @@ class MemoryFolder:
         return self._files.file(record)
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """The memory without readers, for what must delete: forgetting and compacting.
+    def exclusive(self, *, seconds: float = 0.0) -> Iterator[None]:
+        """The memory without readers, for what must delete: forgetting, rereading and compacting.
+
+        Args:
+            seconds: how long to wait for readers to close it.
 
         Raises:
             StoreError: somebody reads it; says who.
         """
         self._check_writable()
-        lock = locks.alone(self.path / READERS_LOCK)
+        lock = locks.alone(self.path / READERS_LOCK, seconds=seconds)
         if lock is None:
             numbers = ", ".join(map(str, locks.holders(self.path / READERS_LOCK)))
             who = f"process {numbers}" if numbers else "another process"
@@ -278,22 +287,22 @@ class MemoryFolder:
         try:
             self.catalogue.close()
         finally:
-            for lock in (self._writer, self._reader):
-                if lock is not None:
-                    lock.release()
-            self._writer = self._reader = None
+            self._is_writable = False
+            if self._lock is not None:
+                self._lock.release()
 
     def _delete(self, names: list[str]) -> list[str]:
         """Deletes what it can: a file that stays does no harm, the next writer tries again."""
-        lock = None if self._is_alone or not names else locks.alone(self.path / READERS_LOCK)
-        if not self._is_alone and lock is None:
-            return []
-        deleted = []
+        deleted: list[str] = []
+        lock = None
         try:
-            for name in names:
-                disk.unlink(self.path / name)
-                deleted.append(name)
-        except OSError:
+            if names and not self._is_alone:
+                lock = locks.alone(self.path / READERS_LOCK)
+            if lock is not None or self._is_alone:
+                for name in names:
+                    disk.unlink(self.path / name)
+                    deleted.append(name)
+        except (OSError, StoreError):
             pass
         finally:
             if lock is not None:
@@ -309,5 +318,5 @@ class MemoryFolder:
             raise StoreError(f"{self.path}: {error}") from None
 
     def _check_writable(self) -> None:
-        if self._writer is None:
+        if not self._is_writable:
             raise StoreError(f"{self.path}: is not open for writing")

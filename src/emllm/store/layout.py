@@ -1,4 +1,4 @@
-"""Where each tensor lies in a safetensors file, read from its header without trusting it.
+"""Where each tensor lies in a safetensors file: a header that is written, or read without trusting it.
 
 A header may come from anybody: sizes, offsets and types are checked against each other and against the
 size of the file before a byte of it is used. This module does not know where the bytes come from, nor
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,20 +26,26 @@ PAGES = "pages."
 INDEX_TABLES = ("index_keys.", "index_scales.")
 TABLES = (PAGES, *INDEX_TABLES)
 
+#: In the order of safetensors, which has the last ones first in a file.
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I16": torch.int16,
     "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
     "F32": torch.float32,
     "F64": torch.float64,
+    "I64": torch.int64,
 }
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
+
+#: Type and shape of a tensor that is to be written.
+Described = tuple[torch.dtype, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,24 @@ class StoredTensor:
     def row_bytes(self) -> int:
         """Bytes of one row; the whole of what is no table."""
         return self.num_bytes // max(self.shape[0], 1) if self.has_rows else self.num_bytes
+
+
+def make_header(described: Mapping[str, Described], *, aligned: int) -> tuple[bytes, int]:
+    """The header of a file of these tensors, its length before it, and the size of the file.
+
+    Tensors are ordered as safetensors orders them.
+
+    Args:
+        aligned: the data begins at a multiple of so many bytes; safetensors itself takes 8.
+    """
+    entries, end = {}, 0
+    for name, (dtype, shape) in sorted(described.items(), key=lambda one: (-_RANKS[one[1][0]], one[0])):
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + LENGTH_BYTES) % aligned)
+    header = len(text).to_bytes(LENGTH_BYTES, "little") + text
+    return header, len(header) + end
 
 
 def parse_header(header: bytes, *, num_bytes: int) -> list[StoredTensor]:

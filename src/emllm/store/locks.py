@@ -17,27 +17,28 @@ from pathlib import Path
 from emllm.errors import StoreError
 from emllm.store import disk
 
+#: How long to wait for somebody who needs a memory for a moment only.
+WAIT_SECONDS = 10.0
 _MODE = 0o666
 _LARGEST_HOLDER_BYTES = 300
 
 
 class Lock:
-    """A lock that is held until `release`, or until the process ends."""
+    """A lock that is held until `release`, or until nobody has it any more."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         """Use `write_lock`, `read_lock` or `alone`."""
         self.path = path
-        self._descriptor: int | None = descriptor
+        self._descriptor = descriptor
+        self._closing = disk.closing(self, descriptor)
 
     def release(self) -> None:
         """Gives it back; once is enough, twice is no error."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._closing()
 
     def write(self, text: str) -> None:
         """Says who holds it, as far as the disk lets."""
-        if self._descriptor is not None:
+        if self._closing.alive:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
                 os.pwrite(self._descriptor, text.encode(), 0)
@@ -74,20 +75,17 @@ def read_lock(path: Path, *, seconds: float) -> Lock | None:
         if not path.exists() and not os.access(path.parent, os.W_OK):
             return None
         descriptor = _open(path, os.O_RDWR if os.access(path.parent, os.W_OK) else os.O_RDONLY)
-        until = time.monotonic() + seconds
-        while not _try_lock(descriptor, fcntl.LOCK_SH):
-            if time.monotonic() > until:
-                os.close(descriptor)
-                raise StoreError(f"{path.parent}: is being compacted by another process; try again later")
-            time.sleep(0.01)
+        if not _wait_for_lock(descriptor, fcntl.LOCK_SH, seconds):
+            os.close(descriptor)
+            raise StoreError(f"{path.parent}: is being compacted by another process; try again later")
     return Lock(path, descriptor)
 
 
-def alone(path: Path) -> Lock | None:
-    """The lock that excludes readers; None while there are some."""
+def alone(path: Path, *, seconds: float = 0.0) -> Lock | None:
+    """The lock that excludes readers; None where there are some, and still are after so many seconds."""
     with disk.translated("lock", path):
         descriptor = _open(path, os.O_RDWR)
-        if _try_lock(descriptor, fcntl.LOCK_EX):
+        if _wait_for_lock(descriptor, fcntl.LOCK_EX, seconds):
             return Lock(path, descriptor)
         os.close(descriptor)
     return None
@@ -111,6 +109,15 @@ def _open(path: Path, how: int) -> int:
         os.close(descriptor)
         raise StoreError(f"{path}: is not a regular file")
     return descriptor
+
+
+def _wait_for_lock(descriptor: int, kind: int, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not _try_lock(descriptor, kind):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

@@ -17,8 +17,7 @@ from typing import Any
 from emllm.errors import StoreError
 from emllm.store import disk, locks
 from emllm.store.catalogue import Catalogue
-from emllm.store.contents import Contents, DocumentRecord
-from emllm.store.disk import TEMPORARY_SUFFIX
+from emllm.store.contents import DocumentRecord
 from emllm.store.erasing import ERASING
 from emllm.store.files import TensorFile
 from emllm.store.folder import MemoryFolder
@@ -26,20 +25,17 @@ from emllm.store.layout import INDEX_TABLES
 from emllm.store.place import (
     CATALOGUE,
     READERS_LOCK,
-    WRITER_LOCK,
-    is_memory,
     leftovers,
     prepare,
-    refuse_foreign,
     refuse_links,
+    refuse_occupied,
 )
 from emllm.store.record import KINDS, FileRecord
-from emllm.store.seal import seal_path
+from emllm.store.workplace import workplace
 
 #: Told bytes done and bytes in all.
 Progress = Callable[[int, int], None]
 
-_WAIT_SECONDS = 10.0
 #: Tensors with a row for each token, and flat ones that all events share alike.
 _OF_TOKENS = ("token_ids", "surprise")
 _OF_EVENTS = ("event_keys", "event_scales")
@@ -86,7 +82,7 @@ def verify(path: Path | str, progress: Progress | None = None) -> list[str]:
     try:
         refuse_links(path)
         with closing(Catalogue.open(path / CATALOGUE, writable=False)) as catalogue:
-            lock = locks.read_lock(path / READERS_LOCK, seconds=_WAIT_SECONDS)
+            lock = locks.read_lock(path / READERS_LOCK, seconds=locks.WAIT_SECONDS)
             try:
                 return [*catalogue.verify(), *_verify_files(path, catalogue.load().all_files, progress)]
             finally:
@@ -170,26 +166,26 @@ def _transfer(
     transfer: Callable[[MemoryFolder, FileRecord, Path], None],
     progress: Progress | None,
 ) -> None:
+    """Makes a memory beside its place and moves it there when it is whole."""
     contents = folder.contents
     total = sum(record.num_bytes for record in contents.all_files)
     done = 0
-    refuse_foreign(to, contents=contents)  # before the part that takes everything back
+    refuse_occupied(to)
     header.pop(ERASING, None)  # nothing of it is carried over
-    try:
-        _clear(to, contents)  # what an attempt that was killed left
-        prepare(to)
+    with workplace(to) as made:
+        prepare(made)
         with disk.translated("write", to):
             for record in contents.all_files:
-                transfer(folder, record, to)
+                transfer(folder, record, made)
                 done += record.num_bytes
                 if progress is not None:
                     progress(done, total)
             for kind in KINDS.values():
-                disk.sync_folder(to / kind)
-        MemoryFolder.create(to, header, contents).close()
-    except Exception:
-        _undo(to, contents, header)
-        raise
+                disk.sync_folder(made / kind)
+        MemoryFolder.create(made, header, contents).close()
+        refuse_occupied(to)
+        with disk.translated("create", to):
+            disk.move_folder(made, to.resolve())
 
 
 def _copy_file(folder: MemoryFolder, record: FileRecord, to: Path) -> None:
@@ -214,41 +210,6 @@ def link_file(folder: MemoryFolder, record: FileRecord, to: Path) -> None:
 
 def _copy_bytes(path: Path, to: Path) -> None:
     shutil.copyfile(path, to, follow_symlinks=False)
-
-
-def _undo(to: Path, contents: Contents, header: dict[str, Any]) -> None:
-    """Takes back a transfer that failed; only what it wrote, so that nothing else is lost."""
-    if is_memory(to):
-        try:
-            with MemoryFolder.open(to) as made:
-                is_ours = made.catalogue.header["uuid"] == header["uuid"]
-        except StoreError:
-            is_ours = False
-        if not is_ours:
-            return
-    for suffix in ("", "-wal", "-shm"):
-        _unlink(to / f"{CATALOGUE}{suffix}")
-    _unlink(seal_path(to / CATALOGUE))
-    _clear(to, contents)
-    for name in (WRITER_LOCK, READERS_LOCK):
-        _unlink(to / name)
-    for folder in (*(to / kind for kind in KINDS.values()), to):
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _clear(to: Path, contents: Contents) -> None:
-    """Takes away files that a transfer writes; whole ones, and temporary ones of one that was killed."""
-    names = [record.name for record in contents.all_files]
-    if to.is_dir():
-        names += [name for name in leftovers(to) if name.endswith(TEMPORARY_SUFFIX)]
-    for name in names:
-        _unlink(to / name)
-
-
-def _unlink(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def _bytes_on_disk(path: Path) -> int:

@@ -19,8 +19,9 @@ CATALOGUE = "catalogue.sqlite"
 WRITER_LOCK = "lock"
 READERS_LOCK = "readers.lock"
 #: What a writer may leave behind; anything else in the folder is somebody else's and stays.
-_DATA_LEFTOVER = re.compile(r"[0-9a-z-]+\.safetensors(\.[0-9a-f]+\.tmp)?")
-_TEMPORARY = (".tmp", ".tmp-wal", ".tmp-shm", ".tmp-journal")
+_DATA_LEFTOVER = re.compile(r"[0-9a-z-]+\.safetensors(\.[0-9a-f]+\.tmp)?|\.tmp[0-9A-Za-z]+")
+#: The second is of earlier versions, whose files safetensors wrote by way of its own.
+_TEMPORARY = re.compile(r".*\.tmp(-wal|-shm|-journal)?|[a-z]+/\.tmp[0-9A-Za-z]+", re.DOTALL)
 _LEFTOVER = re.compile(r"catalogue\.(sqlite|crc)\.[0-9a-f]+\.tmp(-wal|-shm|-journal)?")
 
 
@@ -72,10 +73,22 @@ def refuse_foreign(path: Path, *, contents: Contents | None = None) -> None:
         ours = {WRITER_LOCK, READERS_LOCK, *KINDS.values()}
         ours |= {record.name for record in contents.all_files} if contents is not None else set()
         there = [*os.listdir(path), *leftovers(path)]
-        foreign = [name for name in there if name not in ours and not name.endswith(_TEMPORARY)]
+        foreign = [name for name in there if name not in ours and not _TEMPORARY.fullmatch(name)]
     if foreign:
         raise StoreError(f"{path}: is not empty, it has {min(foreign)}")
     refuse_links(path)
+
+
+def refuse_occupied(path: Path) -> None:
+    """Refuses a place for a whole new memory where anything is but an empty folder.
+
+    Raises:
+        StoreError: says what is there.
+    """
+    with disk.translated("create", path):
+        there = os.listdir(path) if os.path.lexists(path) else []
+    if there:
+        raise StoreError(f"{path}: is not empty, it has {min(there)}")
 
 
 def refuse_links(path: Path) -> None:

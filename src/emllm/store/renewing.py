@@ -7,17 +7,17 @@ the old one or the new one. This module does not know what is done to the copy.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from emllm.errors import StoreError
-from emllm.store import disk, erasing
+from emllm.store import disk, erasing, locks
 from emllm.store.contents import Change, Contents
 from emllm.store.folder import MemoryFolder
 from emllm.store.maintenance import clone, link_file
 from emllm.store.record import KINDS
+from emllm.store.workplace import workplace
 
 
 @contextmanager
@@ -27,25 +27,19 @@ def renewed(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: the memory is damaged, in use, or was written meanwhile, or the disk is full.
     """
-    path = path.absolute()  # "." has no name
-    building = path.with_name(f"{path.name}.reread")
-    with suppress(FileNotFoundError):
-        shutil.rmtree(building)
-    try:
+    with workplace(path) as building:
         clone(path, building)
         with MemoryFolder.open(building) as folder:
             begun = folder.contents
         yield building
         _adopt(path, building, begun)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _adopt(path: Path, building: Path, begun: Contents) -> None:
     with (
         MemoryFolder.open(building) as made,
         MemoryFolder.open(path, writable=True) as folder,
-        folder.exclusive(),
+        folder.exclusive(seconds=locks.WAIT_SECONDS),
     ):
         old, new = folder.contents, made.contents
         if old.files != begun.files or old.documents != begun.documents:
