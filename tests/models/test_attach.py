@@ -380,6 +380,25 @@ def test_positional_arguments_are_understood(attached: Attachment) -> None:
     assert memory.num_tokens == 6
 
 
+def test_queries_that_grow_with_their_position_grow_no_more_past_the_trained_length() -> None:
+    """Ministral 3 multiplies its queries by 1 + 0.5 log(1 + position // 32); the lengths of rows differ."""
+    model = tiny_model("ministral3", max_position_embeddings=70)
+    found: list[list[list[int]]] = []
+    with attach(model) as attachment, torch.no_grad():
+        memories = [ReferenceMemory(attachment.geometry) for _ in range(2)]
+        model(token_ids(model, 9), past_key_values=attachment.cache(memories[1]))
+        layer = model.model.layers[1].self_attn
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs: found.append(kwargs["position_ids"].tolist()), with_kwargs=True
+        )
+        cache = attachment.cache(*memories)
+        for chunk in token_ids(model, 200).view(2, 100).split([63, 36, 1], 1):
+            model(chunk, past_key_values=cache)
+    for row, start in ((0, 0), (1, 9)):
+        positions = [position for chunk in found for position in chunk[row]]
+        assert positions == [min(position, 69) for position in range(start, start + 100)]
+
+
 # Models that are refused
 
 _SMALL = {

@@ -110,7 +110,8 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     check_attention(recorded)
     register()
     _set_attention(model, ATTENTION_NAME)
-    hooks = _Hooks(model)
+    trained_tokens = _trained_tokens(model)
+    hooks = _Hooks(model, trained_tokens=trained_tokens)
     undo.callback(model.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
     undo.callback(model.register_forward_hook(hooks.after, with_kwargs=True).remove)
     undo.enter_context(left_out(model))
@@ -120,7 +121,7 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     except InputError as error:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be attached: {error}") from error
     calls = [call for rotary in rotaries for call in rotary.calls]
-    return model_geometry(recorded, replay, calls=calls, trained_tokens=_trained_tokens(model))
+    return model_geometry(recorded, replay, calls=calls, trained_tokens=trained_tokens)
 
 
 def _recorded_pass(model: PreTrainedModel, token_ids: Tensor) -> Pass:
@@ -135,12 +136,19 @@ def _recorded_pass(model: PreTrainedModel, token_ids: Tensor) -> Pass:
 
 
 class _Hooks:
-    """What happens before and after each pass of an attached model."""
+    """What happens before and after each pass of an attached model.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    The model is told where its tokens stand in all that was read, those beyond what it was trained
+    on the last of these. No rotary module heeds them; Ministral 3 makes its queries the larger the later they
+    stand. **Deviation** from the stock model: past its trained length they grow no more.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, trained_tokens: int) -> None:
         parameters = inspect.signature(type(model).forward).parameters
         self._names = [name for name in parameters if name != "self"]
         self._has_logits_to_keep = "logits_to_keep" in parameters
+        self._has_position_ids = "position_ids" in parameters
+        self._trained_tokens = trained_tokens
 
     def before(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -155,10 +163,13 @@ class _Hooks:
         if token_ids is None:
             raise InputError("a memory reads input_ids, got none (inputs_embeds cannot be read)")
         _check_batch(token_ids, cache=cache, attention_mask=kwargs.get("attention_mask"))
-        _check_positions(kwargs.get("position_ids"))
+        position_ids = kwargs.get("position_ids")
+        _check_positions(position_ids)
         if kwargs.get("return_dict") is False or kwargs.get("use_cache") is False:
             raise InputError("an attached model needs return_dict and use_cache, got False")
         kwargs.update(use_cache=True, return_dict=True)
+        if self._has_position_ids:
+            kwargs["position_ids"] = self._positions(token_ids, cache=cache, given=position_ids)
         if self._has_logits_to_keep:
             kwargs["logits_to_keep"] = 0
         cache.begin_chunk(token_ids)
@@ -166,6 +177,14 @@ class _Hooks:
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         kwargs["past_key_values"].commit(kwargs["input_ids"], output.logits)
+
+    def _positions(self, token_ids: Tensor, *, cache: EpisodicCache, given: Tensor | None) -> Tensor:
+        """``[rows, tokens]``, with the leading dimensions of what is given, one for each of several axes."""
+        num_tokens, last = token_ids.shape[1], self._trained_tokens - 1
+        starts = [memory.num_tokens for memory in cache.memories]
+        rows = [torch.arange(start, start + num_tokens, device=token_ids.device) for start in starts]
+        positions = torch.stack(rows).clamp_(max=last)
+        return positions if given is None else positions.expand(*given.shape[:-2], *positions.shape)
 
 
 def _check_batch(token_ids: Tensor, *, cache: EpisodicCache, attention_mask: Any) -> None:
