@@ -249,6 +249,18 @@ def test_generating_several_rows_from_one_memory_is_refused(
         )
 
 
+@pytest.mark.parametrize("is_assisted", [True, False])
+def test_assisted_decoding_is_refused_before_anything_is_read(
+    attached: Attachment, is_assisted: bool
+) -> None:
+    memory, cache = reference(attached)
+    ids = token_ids(attached.model, 20).repeat(1, 3)
+    candidates = {"assistant_model": tiny_model("llama")} if is_assisted else {"prompt_lookup_num_tokens": 3}
+    with pytest.raises(InputError, match="assisted decoding"):
+        attached.model.generate(ids, past_key_values=cache, max_new_tokens=8, **candidates)
+    assert memory.num_tokens == 0
+
+
 def test_a_pass_that_fails_can_be_repeated(attached: Attachment) -> None:
     memory, cache = reference(attached)
     ids = token_ids(attached.model, 10)
@@ -360,6 +372,40 @@ def test_a_memory_gets_logits_for_every_token(llama: PreTrainedModel) -> None:
         memory, cache = reference(attachment)
         llama.generate(ids, past_key_values=cache, max_new_tokens=1, do_sample=False)
     torch.testing.assert_close(torch.cat(memory.logits), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "logits_to_keep",
+    [
+        0,
+        1,
+        3,
+        torch.tensor([0, 5]),
+        torch.tensor([[1, 2], [3, 0]]),
+        torch.arange(14).view(2, 7) % 3 == 0,
+    ],
+    ids=["all", "last", "three", "tokens", "tokens of rows", "mask"],
+)
+def test_the_caller_gets_the_logits_that_it_asks_for_and_the_memory_all(
+    llama: PreTrainedModel, logits_to_keep: Any
+) -> None:
+    ids = token_ids(llama, 14).view(2, 7)
+    rows = stock_logits(llama, ids)
+    if isinstance(logits_to_keep, int):
+        expected = rows[:, -logits_to_keep:]
+    elif logits_to_keep.dtype == torch.bool:
+        expected = rows[logits_to_keep]
+    else:
+        tokens = logits_to_keep.expand(2, -1)
+        expected = torch.stack([row[kept] for row, kept in zip(rows, tokens, strict=True)])
+    with attach(llama) as attachment, torch.no_grad():
+        memories = [ReferenceMemory(attachment.geometry) for _ in range(2)]
+        cache = attachment.cache(*memories)
+        found = llama(ids, past_key_values=cache, logits_to_keep=logits_to_keep).logits
+        assert llama(ids, past_key_values=cache).logits.shape == rows.shape
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    for memory, row in zip(memories, rows, strict=True):
+        torch.testing.assert_close(memory.logits[0], row, atol=2e-4, rtol=0)
 
 
 def test_rows_of_a_batch_do_not_see_each_other(llama: PreTrainedModel) -> None:
@@ -587,6 +633,7 @@ def test_a_memory_cannot_be_given_twice_or_not_at_all(attached: Attachment) -> N
     "operation",
     [
         lambda cache: cache.crop(-1),
+        lambda cache: cache.activate_past_recording(),
         lambda cache: cache.reset(),
         lambda cache: cache.reorder_cache(torch.tensor([0])),
         lambda cache: cache.batch_repeat_interleave(2),

@@ -171,12 +171,14 @@ class _Hooks:
         if self._has_position_ids:
             kwargs["position_ids"] = self._positions(token_ids, cache=cache, given=position_ids)
         if self._has_logits_to_keep:
-            kwargs["logits_to_keep"] = 0
+            cache.logits_to_keep, kwargs["logits_to_keep"] = kwargs.get("logits_to_keep", 0), 0
         cache.begin_chunk(token_ids)
         return (), kwargs
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        kwargs["past_key_values"].commit(kwargs["input_ids"], output.logits)
+        cache: EpisodicCache = kwargs["past_key_values"]
+        cache.commit(kwargs["input_ids"], output.logits)
+        output.logits = _kept(output.logits, cache.logits_to_keep)
 
     def _positions(self, token_ids: Tensor, *, cache: EpisodicCache, given: Tensor | None) -> Tensor:
         """``[rows, tokens]``, with the leading dimensions of what is given, one for each of several axes."""
@@ -185,6 +187,22 @@ class _Hooks:
         rows = [torch.arange(start, start + num_tokens, device=token_ids.device) for start in starts]
         positions = torch.stack(rows).clamp_(max=last)
         return positions if given is None else positions.expand(*given.shape[:-2], *positions.shape)
+
+
+def _kept(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The logits that the caller asks for, in transformers' way.
+
+    Args:
+        logits_to_keep: the last n of each row (0 for all), tokens of all rows ``[n]`` or of each
+            ``[rows, n]``, or a mask ``[rows, tokens]``.
+    """
+    if isinstance(logits_to_keep, int):
+        return logits[:, -logits_to_keep:]
+    if logits_to_keep.ndim == 1:
+        return logits[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return logits[logits_to_keep]
+    return logits.take_along_dim(logits_to_keep[..., None], dim=1)
 
 
 def _check_batch(token_ids: Tensor, *, cache: EpisodicCache, attention_mask: Any) -> None:
