@@ -214,6 +214,26 @@ def test_a_batch_of_another_size_is_refused(attached: Attachment, num_memories: 
         attached.model(token_ids(attached.model, 12).view(2, 6), past_key_values=attached.cache(*memories))
 
 
+@pytest.mark.parametrize("lengths", [(20, 10), (10, 20), (0, 20), (29, 20)])
+def test_generate_does_not_skip_what_the_memory_of_one_row_alone_has_read(
+    attached: Attachment, lengths: tuple[int, int]
+) -> None:
+    ids = token_ids(attached.model, 60).view(2, 30)
+    memories = [ReferenceMemory(attached.geometry) for _ in range(2)]
+    for memory, row, length in zip(memories, ids, lengths, strict=True):
+        if length:
+            attached.model(row[None, :length], past_key_values=attached.cache(memory))
+    cache = attached.cache(*memories)
+    with pytest.raises(InputError, match=rf"row 1 .*has read {lengths[1]}"):
+        attached.model.generate(ids, past_key_values=cache, max_new_tokens=3)
+    with pytest.raises(InputError, match=r"row .* is 30 tokens wide"):
+        attached.model(ids[:, -3:], attention_mask=torch.ones_like(ids), past_key_values=cache)
+    assert tuple(memory.num_tokens for memory in memories) == lengths
+    for extra in ({}, {"attention_mask": torch.ones(2, 3)}):
+        attached.model(ids[:, -3:], past_key_values=cache, **extra)
+    assert tuple(memory.num_tokens - 6 for memory in memories) == lengths
+
+
 def refusals(ids: Tensor) -> dict[str, dict[str, Any]]:
     num_tokens = ids.shape[1]
     return {

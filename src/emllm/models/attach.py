@@ -41,6 +41,8 @@ from emllm.models.watch import BASELINE, WATCH_NAME, watching
 _ATTENTION_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _DEFAULT_TRAINED_TOKENS = 2048
 
+_UNEVEN = " tokens (generate() continues rows only from memories that have read equally much)"
+
 
 class Attachment:
     """A model with a memory's attention, until `detach`. Also a context manager.
@@ -164,7 +166,7 @@ class _Hooks:
             raise InputError("a memory reads input_ids, got none (inputs_embeds cannot be read)")
         _check_batch(token_ids, cache=cache, attention_mask=kwargs.get("attention_mask"))
         position_ids = kwargs.get("position_ids")
-        _check_positions(position_ids)
+        _check_positions(position_ids, cache=cache)
         if kwargs.get("return_dict") is False or kwargs.get("use_cache") is False:
             raise InputError("an attached model needs return_dict and use_cache, got False")
         kwargs.update(use_cache=True, return_dict=True)
@@ -227,13 +229,29 @@ def _check_batch(token_ids: Tensor, *, cache: EpisodicCache, attention_mask: Any
         raise InputError(
             f"row {row} has {int(num_padding[row])} padding tokens; read each row without padding"
         )
+    num_tokens, width = token_ids.shape[1], attention_mask.shape[1]
+    for row, memory in enumerate(cache.memories):
+        if width not in (num_tokens, memory.num_tokens + num_tokens):
+            raise InputError(
+                f"attention_mask of row {row} is {width} tokens wide: {num_tokens} are new, and its memory "
+                f"has read {memory.num_tokens}{_UNEVEN}"
+            )
 
 
-def _check_positions(position_ids: Tensor | None) -> None:
-    if position_ids is None or position_ids.shape[-1] < 2:
+def _check_positions(position_ids: Tensor | None, *, cache: EpisodicCache) -> None:
+    if position_ids is None:
         return
-    if not bool((position_ids.diff(dim=-1) == 1).all()):
+    if position_ids.shape[-1] > 1 and not bool((position_ids.diff(dim=-1) == 1).all()):
         raise InputError("position_ids must count up by one: a memory decides where its tokens stand")
+    num_read = [memory.num_tokens for memory in cache.memories]
+    if len(set(num_read)) == 1:
+        return
+    starts = position_ids.flatten(0, -2)[-len(num_read) :, 0].expand(len(num_read)).tolist()
+    for row, (start, expected) in enumerate(zip(starts, num_read, strict=True)):
+        if start != expected:
+            raise InputError(
+                f"position_ids of row {row} begin at {start}, but its memory has read {expected}{_UNEVEN}"
+            )
 
 
 def _checked(model: nn.Module) -> PreTrainedModel:
