@@ -50,7 +50,8 @@ REFUSED = """
 
 Models without rotary positions (gpt2, opt, bloom, mpt), with attention that transformers does not let others
 take over, with recurrent layers, with keys shared between layers, or that attend to compressed or masked
-keys: `UnsupportedModelError`, with the layer and the reason, and the model as it was.
+keys: `UnsupportedModelError`, with the layer and the reason, and the model as it was. So is a model that
+`torch.compile` has compiled: attach first, compile after it, and compile anew after detaching.
 """
 
 

@@ -549,6 +549,17 @@ def test_what_a_memory_cannot_take_over_is_refused_with_the_reason(model_type: s
     assert snapshot(model) == before
 
 
+@pytest.mark.slow
+def test_a_model_that_is_compiled_already_is_refused() -> None:
+    whole, forward, part = (tiny_model("llama") for _ in range(3))
+    whole.compile(backend="eager")
+    forward.forward = torch.compile(forward.forward, backend="eager")
+    part.model.layers[1] = torch.compile(part.model.layers[1], backend="eager")
+    for model in (whole, forward, part, torch.compile(tiny_model("llama"), backend="eager")):
+        with pytest.raises(UnsupportedModelError, match=r"call torch\.compile after it"):
+            attach(model)
+
+
 def test_what_is_not_a_causal_language_model_is_refused() -> None:
     with pytest.raises(ModelError, match="got Linear"):
         attach(nn.Linear(2, 2))

@@ -256,6 +256,11 @@ def _check_positions(position_ids: Tensor | None, *, cache: EpisodicCache) -> No
 
 def _checked(model: nn.Module) -> PreTrainedModel:
     """The model, if nothing speaks against it that can be told without running it."""
+    if any(map(_is_compiled, model.modules())):
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} is compiled, and attaching changes what was compiled; "
+            "call torch.compile after it"
+        )
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise ModelError(f"a causal language model of transformers is needed, got {type(model).__name__}")
     if any(isinstance(module, IdentityRotary) for module in model.modules()):
@@ -273,6 +278,16 @@ def _checked(model: nn.Module) -> PreTrainedModel:
             f"{config.num_kv_shared_layers} layers attend to the keys of other layers"
         )
     return model
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile was here, by the names that it leaves; its compiler is not imported."""
+    forward = module.__dict__.get("forward")
+    return (
+        getattr(module, "_compiled_call_impl", None) is not None
+        or type(module).__name__ == "OptimizedModule"
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )
 
 
 @contextmanager
