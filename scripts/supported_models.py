@@ -37,7 +37,9 @@ answers well. `default` is the embedded model itself, {default}, with logits up 
 chunks of 33, 17, 1 and 39, with a budget that covers them. "Greedy text" compares 12 tokens of `generate()`
 after a prompt of 40. "Layers" counts those with memory and those with a plain window of their own. A window
 as wide as what the model was trained on, as Phi-3-mini-128k has, is none. A model whose layers all have a
-narrower one (Mistral-7B-v0.1) recalls nothing, and the command line says so.
+narrower one (Mistral-7B-v0.1) recalls nothing, and the command line says so. A model that makes its queries
+the larger the later they stand (Ministral 3) does so up to the length that it was trained on; after that they
+stay as they are at its end, where the stock model's grow without bound.
 
 | family | class | layers with memory + window | rotation | difference | greedy text |
 |---|---|---|---|---|---|
@@ -48,7 +50,8 @@ REFUSED = """
 
 Models without rotary positions (gpt2, opt, bloom, mpt), with attention that transformers does not let others
 take over, with recurrent layers, with keys shared between layers, or that attend to compressed or masked
-keys: `UnsupportedModelError`, with the layer and the reason, and the model as it was.
+keys: `UnsupportedModelError`, with the layer and the reason, and the model as it was. So is a model that
+`torch.compile` has compiled: attach first, compile after it, and compile anew after detaching.
 """
 
 

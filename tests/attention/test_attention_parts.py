@@ -10,7 +10,7 @@ from tests.support.driven_memory import rotary, turned_at
 from torch import Tensor
 
 from emllm.attention.eager import eager_part
-from emllm.attention.fused import attend_part, merge
+from emllm.attention.fused import attend_part, cuda_kernels, merge
 from emllm.attention.rotary import NO_ROTATION
 from emllm.attention.window import attend_window, window_mask
 
@@ -83,6 +83,22 @@ def test_a_masked_fused_part_is_the_eager_reference(seed, num_heads, num_queries
     theirs = eager_part(query.double(), key.double(), value.double(), scaling=0.3, mask=mask)
     assert_parts_close(ours, theirs, TOLERANCE[dtype])
     assert torch.equal(ours[1].isneginf(), (~mask.any(-1)).expand(num_heads[0], -1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "before_ampere", "since_ampere"),
+    [
+        (torch.float64, (), ()),
+        (torch.float32, ("efficient",), ("efficient",)),
+        (torch.float16, ("efficient",), ("flash", "efficient")),
+        (torch.bfloat16, (), ("flash", "efficient")),
+    ],
+)
+def test_a_gpu_is_asked_only_for_kernels_that_it_has(dtype, before_ampere, since_ampere):
+    for capability in [(6, 1), (7, 0), (7, 5)]:
+        assert cuda_kernels(dtype, capability) == before_ampere
+    for capability in [(8, 0), (8, 9), (9, 0), (12, 0)]:
+        assert cuda_kernels(dtype, capability) == since_ampere
 
 
 @pytest.mark.parametrize("magnitude", [1e-3, 1.0, 30.0])

@@ -214,6 +214,26 @@ def test_a_batch_of_another_size_is_refused(attached: Attachment, num_memories: 
         attached.model(token_ids(attached.model, 12).view(2, 6), past_key_values=attached.cache(*memories))
 
 
+@pytest.mark.parametrize("lengths", [(20, 10), (10, 20), (0, 20), (29, 20)])
+def test_generate_does_not_skip_what_the_memory_of_one_row_alone_has_read(
+    attached: Attachment, lengths: tuple[int, int]
+) -> None:
+    ids = token_ids(attached.model, 60).view(2, 30)
+    memories = [ReferenceMemory(attached.geometry) for _ in range(2)]
+    for memory, row, length in zip(memories, ids, lengths, strict=True):
+        if length:
+            attached.model(row[None, :length], past_key_values=attached.cache(memory))
+    cache = attached.cache(*memories)
+    with pytest.raises(InputError, match=rf"row 1 .*has read {lengths[1]}"):
+        attached.model.generate(ids, past_key_values=cache, max_new_tokens=3)
+    with pytest.raises(InputError, match=r"row .* is 30 tokens wide"):
+        attached.model(ids[:, -3:], attention_mask=torch.ones_like(ids), past_key_values=cache)
+    assert tuple(memory.num_tokens for memory in memories) == lengths
+    for extra in ({}, {"attention_mask": torch.ones(2, 3)}):
+        attached.model(ids[:, -3:], past_key_values=cache, **extra)
+    assert tuple(memory.num_tokens - 6 for memory in memories) == lengths
+
+
 def refusals(ids: Tensor) -> dict[str, dict[str, Any]]:
     num_tokens = ids.shape[1]
     return {
@@ -247,6 +267,18 @@ def test_generating_several_rows_from_one_memory_is_refused(
         attached.model.generate(
             token_ids(attached.model, 5), past_key_values=reference(attached)[1], max_new_tokens=3, **settings
         )
+
+
+@pytest.mark.parametrize("is_assisted", [True, False])
+def test_assisted_decoding_is_refused_before_anything_is_read(
+    attached: Attachment, is_assisted: bool
+) -> None:
+    memory, cache = reference(attached)
+    ids = token_ids(attached.model, 20).repeat(1, 3)
+    candidates = {"assistant_model": tiny_model("llama")} if is_assisted else {"prompt_lookup_num_tokens": 3}
+    with pytest.raises(InputError, match="assisted decoding"):
+        attached.model.generate(ids, past_key_values=cache, max_new_tokens=8, **candidates)
+    assert memory.num_tokens == 0
 
 
 def test_a_pass_that_fails_can_be_repeated(attached: Attachment) -> None:
@@ -362,6 +394,40 @@ def test_a_memory_gets_logits_for_every_token(llama: PreTrainedModel) -> None:
     torch.testing.assert_close(torch.cat(memory.logits), expected, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "logits_to_keep",
+    [
+        0,
+        1,
+        3,
+        torch.tensor([0, 5]),
+        torch.tensor([[1, 2], [3, 0]]),
+        torch.arange(14).view(2, 7) % 3 == 0,
+    ],
+    ids=["all", "last", "three", "tokens", "tokens of rows", "mask"],
+)
+def test_the_caller_gets_the_logits_that_it_asks_for_and_the_memory_all(
+    llama: PreTrainedModel, logits_to_keep: Any
+) -> None:
+    ids = token_ids(llama, 14).view(2, 7)
+    rows = stock_logits(llama, ids)
+    if isinstance(logits_to_keep, int):
+        expected = rows[:, -logits_to_keep:]
+    elif logits_to_keep.dtype == torch.bool:
+        expected = rows[logits_to_keep]
+    else:
+        tokens = logits_to_keep.expand(2, -1)
+        expected = torch.stack([row[kept] for row, kept in zip(rows, tokens, strict=True)])
+    with attach(llama) as attachment, torch.no_grad():
+        memories = [ReferenceMemory(attachment.geometry) for _ in range(2)]
+        cache = attachment.cache(*memories)
+        found = llama(ids, past_key_values=cache, logits_to_keep=logits_to_keep).logits
+        assert llama(ids, past_key_values=cache).logits.shape == rows.shape
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    for memory, row in zip(memories, rows, strict=True):
+        torch.testing.assert_close(memory.logits[0], row, atol=2e-4, rtol=0)
+
+
 def test_rows_of_a_batch_do_not_see_each_other(llama: PreTrainedModel) -> None:
     ids = token_ids(llama, 40).view(2, 20)
     expected = stock_logits(llama, ids)
@@ -378,6 +444,25 @@ def test_positional_arguments_are_understood(attached: Attachment) -> None:
     memory, cache = reference(attached)
     attached.model(ids, torch.ones_like(ids), torch.arange(6)[None], cache)
     assert memory.num_tokens == 6
+
+
+def test_queries_that_grow_with_their_position_grow_no_more_past_the_trained_length() -> None:
+    """Ministral 3 multiplies its queries by 1 + 0.5 log(1 + position // 32); the lengths of rows differ."""
+    model = tiny_model("ministral3", max_position_embeddings=70)
+    found: list[list[list[int]]] = []
+    with attach(model) as attachment, torch.no_grad():
+        memories = [ReferenceMemory(attachment.geometry) for _ in range(2)]
+        model(token_ids(model, 9), past_key_values=attachment.cache(memories[1]))
+        layer = model.model.layers[1].self_attn
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs: found.append(kwargs["position_ids"].tolist()), with_kwargs=True
+        )
+        cache = attachment.cache(*memories)
+        for chunk in token_ids(model, 200).view(2, 100).split([63, 36, 1], 1):
+            model(chunk, past_key_values=cache)
+    for row, start in ((0, 0), (1, 9)):
+        positions = [position for chunk in found for position in chunk[row]]
+        assert positions == [min(position, 69) for position in range(start, start + 100)]
 
 
 # Models that are refused
@@ -462,6 +547,17 @@ def test_what_a_memory_cannot_take_over_is_refused_with_the_reason(model_type: s
         attach(model)
     assert "\n" not in str(error.value)
     assert snapshot(model) == before
+
+
+@pytest.mark.slow
+def test_a_model_that_is_compiled_already_is_refused() -> None:
+    whole, forward, part = (tiny_model("llama") for _ in range(3))
+    whole.compile(backend="eager")
+    forward.forward = torch.compile(forward.forward, backend="eager")
+    part.model.layers[1] = torch.compile(part.model.layers[1], backend="eager")
+    for model in (whole, forward, part, torch.compile(tiny_model("llama"), backend="eager")):
+        with pytest.raises(UnsupportedModelError, match=r"call torch\.compile after it"):
+            attach(model)
 
 
 def test_what_is_not_a_causal_language_model_is_refused() -> None:
@@ -568,6 +664,7 @@ def test_a_memory_cannot_be_given_twice_or_not_at_all(attached: Attachment) -> N
     "operation",
     [
         lambda cache: cache.crop(-1),
+        lambda cache: cache.activate_past_recording(),
         lambda cache: cache.reset(),
         lambda cache: cache.reorder_cache(torch.tensor([0])),
         lambda cache: cache.batch_repeat_interleave(2),

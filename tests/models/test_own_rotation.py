@@ -62,6 +62,15 @@ def test_a_rotation_that_turns_is_never_left_out():
     assert rotation.turns_nothing is False
 
 
+def test_every_layer_has_code_of_its_own_to_compile():
+    """torch.compile looked for the names of one layer in another: NameError '__import_builtins'."""
+    model = tiny_model("llama")
+    with left_out(model):
+        forwards = [layer.self_attn.forward.__func__ for layer in model.model.layers]
+        forwards.append(type(model.model.layers[0].self_attn).forward)
+        assert len({id(forward.__code__) for forward in forwards}) == len(forwards)
+
+
 def test_a_layer_that_somebody_else_has_wrapped_is_left_alone():
     model = tiny_model("llama")
     layer = model.model.layers[0].self_attn

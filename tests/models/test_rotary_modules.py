@@ -60,6 +60,16 @@ def test_a_table_has_one_angle_for_each_pair_and_starts_unturned(name: str) -> N
     assert len({tuple(column) for column in cos.T.tolist()}) >= num_pairs - 1
 
 
+@pytest.mark.parametrize("name", ["llama", "llama-dynamic", "llama-longrope", "phi3-longrope"])
+def test_a_table_asked_for_in_inference_mode_is_the_same(name: str) -> None:
+    """Some scalings write their frequencies anew when a text grows long."""
+    call = only_call(name)
+    expected = rotary_table(call, device=torch.device("cpu")).cos_sin(600)
+    with torch.inference_mode():
+        found = rotary_table(call, device=torch.device("cpu")).cos_sin(600)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_a_module_that_is_asked_for_each_layer_type_has_a_table_for_each() -> None:
     inner = inner_rotary("gemma3")
     full, sliding = (

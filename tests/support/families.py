@@ -257,6 +257,13 @@ FAMILIES: dict[str, Family] = {
     "nanochat": Family("nanochat"),
     "apertus": Family("apertus"),
     "arcee": Family("arcee"),
+    "ministral3": Family(
+        "ministral3",
+        {
+            **_rope("yarn", factor=16.0, original_max_position_embeddings=32, llama_4_scaling_beta=0.5),
+            "head_dim": 16,
+        },
+    ),
 }
 
 

@@ -11,6 +11,7 @@ This module does not know which tokens a part holds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,10 +37,11 @@ def attend_part(
 ) -> Part:
     """Softmax attention over one part of the context, and the log of its normaliser.
 
-    The arguments are those of `eager_part`, which is also the path for capped logits and for devices
-    without a fused kernel. Keys and values may be strided views with unit stride in the last dimension.
+    The arguments are those of `eager_part`, which is also the path for capped logits and where there is no
+    fused kernel for the device and the dtype. Keys and values may be strided views with unit stride in the
+    last dimension.
     """
-    if softcap is not None or query.device.type not in ("cpu", "cuda"):
+    if softcap is not None or not _has_kernel(query):
         return eager_part(query, key, value, scaling=scaling, is_causal=is_causal, mask=mask, softcap=softcap)
     key_dim, value_dim = key.shape[-1], value.shape[-1]
     if value_dim < key_dim:  # latent attention (MLA): the kernels want equal widths
@@ -52,6 +54,31 @@ def attend_part(
         is_blind = ~mask.any(dim=-1)
         out, lse = out.masked_fill(is_blind[:, None], 0.0), lse.masked_fill(is_blind, -torch.inf)
     return out[..., :value_dim], lse
+
+
+def cuda_kernels(dtype: torch.dtype, capability: tuple[int, int]) -> tuple[str, ...]:
+    """The fused kernels that a GPU of a compute capability has for a dtype, the faster one first.
+
+    Flash attention begins with Ampere (8.0). So does bfloat16 in the memory-efficient kernel, which computes
+    float32 and float16 on older ones, too. Neither knows float64.
+    """
+    is_ampere = capability >= (8, 0)
+    if dtype == torch.float32:
+        return ("efficient",)
+    if dtype == torch.float16:
+        return ("flash", "efficient") if is_ampere else ("efficient",)
+    return ("flash", "efficient") if dtype == torch.bfloat16 and is_ampere else ()
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _has_kernel(query: Tensor) -> bool:
+    if query.device.type == "cuda":
+        return bool(cuda_kernels(query.dtype, _capability(query.device)))
+    return query.device.type == "cpu"
 
 
 def _cpu_part(
@@ -79,7 +106,8 @@ def _cuda_part(
     else:
         key, value = (x.repeat_interleave(num_heads // key.shape[0], dim=0) for x in (key, value))
     q, k, v = query[None], key[None], value[None]
-    if mask is None and query.dtype != torch.float32 and head_dim % 8 == 0 and head_dim <= 256:
+    has_flash = "flash" in cuda_kernels(query.dtype, _capability(query.device))
+    if mask is None and has_flash and head_dim % 8 == 0 and head_dim <= 256:
         out, lse, *_ = _aten._scaled_dot_product_flash_attention(
             q, k, v, 0.0, is_causal, False, scale=scaling
         )

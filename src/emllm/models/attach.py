@@ -41,6 +41,8 @@ from emllm.models.watch import BASELINE, WATCH_NAME, watching
 _ATTENTION_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _DEFAULT_TRAINED_TOKENS = 2048
 
+_UNEVEN = " tokens (generate() continues rows only from memories that have read equally much)"
+
 
 class Attachment:
     """A model with a memory's attention, until `detach`. Also a context manager.
@@ -110,7 +112,8 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     check_attention(recorded)
     register()
     _set_attention(model, ATTENTION_NAME)
-    hooks = _Hooks(model)
+    trained_tokens = _trained_tokens(model)
+    hooks = _Hooks(model, trained_tokens=trained_tokens)
     undo.callback(model.register_forward_pre_hook(hooks.before, with_kwargs=True).remove)
     undo.callback(model.register_forward_hook(hooks.after, with_kwargs=True).remove)
     undo.enter_context(left_out(model))
@@ -120,7 +123,7 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     except InputError as error:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be attached: {error}") from error
     calls = [call for rotary in rotaries for call in rotary.calls]
-    return model_geometry(recorded, replay, calls=calls, trained_tokens=_trained_tokens(model))
+    return model_geometry(recorded, replay, calls=calls, trained_tokens=trained_tokens)
 
 
 def _recorded_pass(model: PreTrainedModel, token_ids: Tensor) -> Pass:
@@ -135,12 +138,19 @@ def _recorded_pass(model: PreTrainedModel, token_ids: Tensor) -> Pass:
 
 
 class _Hooks:
-    """What happens before and after each pass of an attached model."""
+    """What happens before and after each pass of an attached model.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    The model is told where its tokens stand in all that was read, those beyond what it was trained
+    on the last of these. No rotary module heeds them; Ministral 3 makes its queries the larger the later they
+    stand. **Deviation** from the stock model: past its trained length they grow no more.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, trained_tokens: int) -> None:
         parameters = inspect.signature(type(model).forward).parameters
         self._names = [name for name in parameters if name != "self"]
         self._has_logits_to_keep = "logits_to_keep" in parameters
+        self._has_position_ids = "position_ids" in parameters
+        self._trained_tokens = trained_tokens
 
     def before(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -155,17 +165,46 @@ class _Hooks:
         if token_ids is None:
             raise InputError("a memory reads input_ids, got none (inputs_embeds cannot be read)")
         _check_batch(token_ids, cache=cache, attention_mask=kwargs.get("attention_mask"))
-        _check_positions(kwargs.get("position_ids"))
+        position_ids = kwargs.get("position_ids")
+        _check_positions(position_ids, cache=cache)
         if kwargs.get("return_dict") is False or kwargs.get("use_cache") is False:
             raise InputError("an attached model needs return_dict and use_cache, got False")
         kwargs.update(use_cache=True, return_dict=True)
+        if self._has_position_ids:
+            kwargs["position_ids"] = self._positions(token_ids, cache=cache, given=position_ids)
         if self._has_logits_to_keep:
-            kwargs["logits_to_keep"] = 0
+            cache.logits_to_keep, kwargs["logits_to_keep"] = kwargs.get("logits_to_keep", 0), 0
         cache.begin_chunk(token_ids)
         return (), kwargs
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        kwargs["past_key_values"].commit(kwargs["input_ids"], output.logits)
+        cache: EpisodicCache = kwargs["past_key_values"]
+        cache.commit(kwargs["input_ids"], output.logits)
+        output.logits = _kept(output.logits, cache.logits_to_keep)
+
+    def _positions(self, token_ids: Tensor, *, cache: EpisodicCache, given: Tensor | None) -> Tensor:
+        """``[rows, tokens]``, with the leading dimensions of what is given, one for each of several axes."""
+        num_tokens, last = token_ids.shape[1], self._trained_tokens - 1
+        starts = [memory.num_tokens for memory in cache.memories]
+        rows = [torch.arange(start, start + num_tokens, device=token_ids.device) for start in starts]
+        positions = torch.stack(rows).clamp_(max=last)
+        return positions if given is None else positions.expand(*given.shape[:-2], *positions.shape)
+
+
+def _kept(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The logits that the caller asks for, in transformers' way.
+
+    Args:
+        logits_to_keep: the last n of each row (0 for all), tokens of all rows ``[n]`` or of each
+            ``[rows, n]``, or a mask ``[rows, tokens]``.
+    """
+    if isinstance(logits_to_keep, int):
+        return logits[:, -logits_to_keep:]
+    if logits_to_keep.ndim == 1:
+        return logits[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return logits[logits_to_keep]
+    return logits.take_along_dim(logits_to_keep[..., None], dim=1)
 
 
 def _check_batch(token_ids: Tensor, *, cache: EpisodicCache, attention_mask: Any) -> None:
@@ -190,17 +229,38 @@ def _check_batch(token_ids: Tensor, *, cache: EpisodicCache, attention_mask: Any
         raise InputError(
             f"row {row} has {int(num_padding[row])} padding tokens; read each row without padding"
         )
+    num_tokens, width = token_ids.shape[1], attention_mask.shape[1]
+    for row, memory in enumerate(cache.memories):
+        if width not in (num_tokens, memory.num_tokens + num_tokens):
+            raise InputError(
+                f"attention_mask of row {row} is {width} tokens wide: {num_tokens} are new, and its memory "
+                f"has read {memory.num_tokens}{_UNEVEN}"
+            )
 
 
-def _check_positions(position_ids: Tensor | None) -> None:
-    if position_ids is None or position_ids.shape[-1] < 2:
+def _check_positions(position_ids: Tensor | None, *, cache: EpisodicCache) -> None:
+    if position_ids is None:
         return
-    if not bool((position_ids.diff(dim=-1) == 1).all()):
+    if position_ids.shape[-1] > 1 and not bool((position_ids.diff(dim=-1) == 1).all()):
         raise InputError("position_ids must count up by one: a memory decides where its tokens stand")
+    num_read = [memory.num_tokens for memory in cache.memories]
+    if len(set(num_read)) == 1:
+        return
+    starts = position_ids.flatten(0, -2)[-len(num_read) :, 0].expand(len(num_read)).tolist()
+    for row, (start, expected) in enumerate(zip(starts, num_read, strict=True)):
+        if start != expected:
+            raise InputError(
+                f"position_ids of row {row} begin at {start}, but its memory has read {expected}{_UNEVEN}"
+            )
 
 
 def _checked(model: nn.Module) -> PreTrainedModel:
     """The model, if nothing speaks against it that can be told without running it."""
+    if any(map(_is_compiled, model.modules())):
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} is compiled, and attaching changes what was compiled; "
+            "call torch.compile after it"
+        )
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise ModelError(f"a causal language model of transformers is needed, got {type(model).__name__}")
     if any(isinstance(module, IdentityRotary) for module in model.modules()):
@@ -218,6 +278,16 @@ def _checked(model: nn.Module) -> PreTrainedModel:
             f"{config.num_kv_shared_layers} layers attend to the keys of other layers"
         )
     return model
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile was here, by the names that it leaves; its compiler is not imported."""
+    forward = module.__dict__.get("forward")
+    return (
+        getattr(module, "_compiled_call_impl", None) is not None
+        or type(module).__name__ == "OptimizedModule"
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )
 
 
 @contextmanager

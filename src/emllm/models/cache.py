@@ -78,7 +78,8 @@ def take_present(layer_idx: int) -> EpisodicCache:
 class EpisodicCache(Cache):  # type: ignore[misc]
     """What stands in for a key-value cache: row b of a batch belongs to ``memories[b]``.
 
-    It holds no tensor. Only the hooks of an attached model call `begin_chunk` and `commit`.
+    It holds no keys and values. Only the hooks of an attached model call `begin_chunk` and `commit` and write
+    what logits the caller of the present pass wants.
 
     Args:
         memories: one for each row of the batch, no memory twice.
@@ -99,6 +100,7 @@ class EpisodicCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[EpisodicLayer(self, layer_idx) for layer_idx in range(num_layers)])
         self.memories = memories
         self.is_in_chunk = False
+        self.logits_to_keep: int | Tensor = 0
 
     def begin_chunk(self, token_ids: Tensor) -> None:
         """Row b of ``token_ids`` is about to be read into ``memories[b]``."""
@@ -121,9 +123,13 @@ class EpisodicCache(Cache):  # type: ignore[misc]
         """Refused: a memory is not emptied through its cache."""
         _refuse("resetting")
 
+    def activate_past_recording(self) -> NoReturn:
+        """Refused: asked for before tokens are read that may have to be taken back."""
+        _refuse("taking tokens back (assisted decoding)")
+
     def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: what is read stays read."""
-        _refuse("cropping (assisted decoding)")
+        _refuse("cropping")
 
     def reorder_cache(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: a row cannot take over another row's memory."""

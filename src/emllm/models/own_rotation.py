@@ -73,8 +73,9 @@ def _rotation_of(module: nn.Module) -> CheckedRotation | None:
 def _forward_with(forward: Any, rotation: CheckedRotation) -> FunctionType:
     """The same function, for which the name means something else."""
     names = {**forward.__globals__, NAME: rotation}
+    # A code object of its own: torch.compile keeps what it compiles by code, with the names of one layer.
     copied = FunctionType(
-        forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__
+        forward.__code__.replace(), names, forward.__name__, forward.__defaults__, forward.__closure__
     )
     copied.__kwdefaults__ = forward.__kwdefaults__
     copied.__dict__.update(forward.__dict__)

@@ -34,8 +34,8 @@ class RotaryCall:
 
     def answer(self, x: Tensor, position_ids: Tensor) -> Any:
         """What a fresh copy of the module answers, so that the model's own is left as it was."""
-        module = _copy(self.inner)
         with torch.inference_mode(False), torch.no_grad():
+            module = _copy(self.inner)  # in here, for a module may write to its buffers
             if _rope_type(self) == "dynamic":
                 module(x, position_ids[..., :1] * 0, *self.args, **dict(self.keywords))
             return module(x, position_ids, *self.args, **dict(self.keywords))
