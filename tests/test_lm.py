@@ -11,9 +11,10 @@ import pytest
 import torch
 from tests.support.stories import SHORT, SMALL, STORY
 
-from emllm import Document, MemoryConfig, Sampling
+from emllm import Document, EpisodicLM, MemoryConfig, Sampling
 from emllm.errors import ConfigError, InputError, SourceError
 from emllm.generation import text_pieces
+from emllm.models.load import load_model
 from emllm.reading import check_fits, read_tokens
 
 
@@ -155,6 +156,23 @@ def test_an_abandoned_chunk_leaves_no_trace(lm, memory, monkeypatch):
     for each in (memory, twin):
         read_tokens(lm.model, lm.cache(each), [9, 8, 7], chunk_tokens=32)
     assert state(memory) == state(twin)
+
+
+def test_a_memory_of_another_model_is_refused_and_one_of_another_copy_is_not(lm, memory, shared_data):
+    folder = shared_data / "models" / "stories260K"
+    other, alike = (load_model(folder, dtype="float32")[0] for _ in range(2))
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    before = state(memory)
+    with EpisodicLM(other, lm.tokenizer) as finetuned:
+        for use in (finetuned.ask, finetuned.answer, lambda *asked: list(finetuned.stream(*asked))):
+            with pytest.raises(InputError, match="another model made this memory: the weights differ"):
+                use(memory, "Who?")
+        with pytest.raises(InputError, match="another model made this memory"):
+            finetuned.cache(memory.fork())
+    assert state(memory) == before
+    with EpisodicLM(alike, lm.tokenizer) as same:
+        assert same.ask(memory, "Who?", sampling=SHORT).text == lm.ask(memory, "Who?", sampling=SHORT).text
 
 
 def test_progress_counts_up_to_all_tokens(lm):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from importlib.metadata import version
@@ -131,6 +132,7 @@ class EpisodicLM:
                 read_only=read_only,
             )
         memory.reader = self._reading.read
+        memory.model = weakref.ref(self.model)
         return memory
 
     @property
@@ -149,8 +151,23 @@ class EpisodicLM:
         return self._fingerprint
 
     def cache(self, *memories: EpisodicMemory) -> EpisodicCache:
-        """What to give the model as ``past_key_values``; row b of a batch is read into ``memories[b]``."""
+        """What to give the model as ``past_key_values``; row b of a batch is read into ``memories[b]``.
+
+        Raises:
+            InputError: another model computed what a memory holds.
+        """
+        for memory in memories:
+            self._check_own(memory)
         return self._attachment.cache(*memories)
+
+    def _check_own(self, memory: EpisodicMemory) -> None:
+        """Refuse the keys and values of another model; another copy of this one is none."""
+        model = None if memory.model is None else memory.model()
+        if model is None or model is self.model:
+            return
+        differs = difference(fingerprint(model), fingerprint(self.model))
+        if differs is not None:
+            raise InputError(f"another model made this memory: {differs}")
 
     @property
     def _reading(self) -> DocumentReading:

@@ -8,6 +8,7 @@ files.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -132,6 +133,8 @@ class EpisodicMemory(SequenceMemory):
         self._dialogue_before = "empty"
         #: Runs the model over a source; set by the `EpisodicLM` that made this memory.
         self.reader: Reader | None = None
+        #: The model whose keys and values these are, as long as it lives; None: not told.
+        self.model: weakref.ref[Any] | None = None
         #: Read by this process, and how long that took.
         self.read_tokens = 0
         self.read_seconds = 0.0
@@ -261,14 +264,14 @@ class EpisodicMemory(SequenceMemory):
         child = super().fork()
         child.documents = list(self.documents)
         child.home = None
-        child.dialogue, child.reader = self.dialogue, self.reader
+        child.dialogue, child.reader, child.model = self.dialogue, self.reader, self.model
         child._dialogue_before = self._dialogue_before
         child.read_tokens, child.read_seconds = self.read_tokens, self.read_seconds
         return child
 
     def become(self, other: EpisodicMemory) -> None:
         """Be another memory of the same model and settings from now on, for the same reader."""
-        own = {name: getattr(self, name) for name in ("reader", "read_tokens", "read_seconds")}
+        own = {name: getattr(self, name) for name in ("reader", "model", "read_tokens", "read_seconds")}
         self.__dict__.update(other.__dict__ | own)
 
     def flush(self) -> None:
