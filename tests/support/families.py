@@ -264,6 +264,21 @@ FAMILIES: dict[str, Family] = {
             "head_dim": 16,
         },
     ),
+    "granite_swa": Family(
+        "granite_swa",
+        {
+            **_layers("full", "sliding", "sliding"),
+            "sliding_window": 24,
+            "layer_rope_theta": [0.0, _THETA, 500.0],
+            "attention_multiplier": 0.3,
+        },
+        (None, 24, 24),
+    ),
+    "granitemoe_swa": Family(
+        "granitemoe_swa",
+        {**_layers("full", "sliding", "sliding"), "sliding_window": 24, "num_local_experts": 4},
+        (None, 24, 24),
+    ),
 }
 
 
