@@ -78,6 +78,10 @@ class ReplayMemory:
         """Keeps the logits."""
         self.logits = logits
 
+    def fork(self) -> ReplayMemory:
+        """Another replay of the same pass."""
+        return ReplayMemory(self.recorded)
+
 
 def probe_token_ids(vocab_size: int) -> TokenIds:
     """A few distinct tokens, the same ones at every call."""
