@@ -551,6 +551,30 @@ def test_what_a_memory_cannot_take_over_is_refused_with_the_reason(model_type: s
     assert snapshot(model) == before
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss", "phi3-longrope", "deepseek_v3"])
+def test_a_model_is_attached_where_it_is_whatever_the_default_device(name: str) -> None:
+    """``torch.set_default_device("cuda")`` is common; here it is the one without data."""
+    model = tiny_model(name)
+    with attach(model) as attachment:
+        expected = attachment.geometry
+    with torch.device("meta"), attach(model) as attachment:
+        found = attachment.geometry
+        angles = found.layers[-1].rotation.table.cos_sin(40)[0]
+    assert [layer.window_tokens for layer in found.layers] == [
+        layer.window_tokens for layer in expected.layers
+    ]
+    assert torch.equal(angles, expected.layers[-1].rotation.table.cos_sin(40)[0])
+
+
+def test_reading_under_autocast_is_refused(attached: Attachment) -> None:
+    memory, cache = reference(attached)
+    ids = token_ids(attached.model, 5)
+    with pytest.raises(InputError, match=r"outside torch\.autocast"), torch.autocast("cpu", torch.bfloat16):
+        attached.model(ids, past_key_values=cache)
+    assert memory.num_tokens == 0
+    attached.model(ids, past_key_values=cache)
+
+
 def test_an_error_while_a_model_is_tried_is_the_reason_for_refusing_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

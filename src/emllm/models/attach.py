@@ -164,6 +164,8 @@ class _Hooks:
             )
         if token_ids is None:
             raise InputError("a memory reads input_ids, got none (inputs_embeds cannot be read)")
+        if torch.is_autocast_enabled(token_ids.device.type):
+            raise InputError("a memory keeps the model's own dtype: read outside torch.autocast")
         for name, value in kwargs.items():
             if value is not None and name.startswith(_NOT_TEXT):
                 raise InputError(f"a memory reads text alone, got {name}")
