@@ -289,7 +289,9 @@ def tiny_model(name: str, *, dtype: torch.dtype = torch.float32, **settings: Any
     config = AutoConfig.for_model(
         family.model_type, **{**_BASE, "vocab_size": vocab_size, **family.settings, **settings}
     )
-    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.random.fork_rng(devices=[]):  # some initialise sinks and router biases at random
+        torch.manual_seed(20240712)
+        model = AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(20240712)
     with torch.no_grad():
         for parameter in model.parameters():
