@@ -245,6 +245,8 @@ def refusals(ids: Tensor) -> dict[str, dict[str, Any]]:
         "no tokens": {"input_ids": ids[:, :0]},
         "tuples": {"return_dict": False},
         "no cache": {"use_cache": False},
+        "images": {"pixel_values": torch.zeros(1, 3, 8, 8)},
+        "sounds": {"input_features": torch.zeros(1, 80, 30)},
     }
 
 
@@ -549,6 +551,60 @@ def test_what_a_memory_cannot_take_over_is_refused_with_the_reason(model_type: s
     assert snapshot(model) == before
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss", "phi3-longrope", "deepseek_v3"])
+def test_a_model_is_attached_where_it_is_whatever_the_default_device(name: str) -> None:
+    """``torch.set_default_device("cuda")`` is common; here it is the one without data."""
+    model = tiny_model(name)
+    with attach(model) as attachment:
+        expected = attachment.geometry
+    with torch.device("meta"), attach(model) as attachment:
+        found = attachment.geometry
+        angles = found.layers[-1].rotation.table.cos_sin(40)[0]
+    assert [layer.window_tokens for layer in found.layers] == [
+        layer.window_tokens for layer in expected.layers
+    ]
+    assert torch.equal(angles, expected.layers[-1].rotation.table.cos_sin(40)[0])
+
+
+def test_reading_under_autocast_is_refused(attached: Attachment) -> None:
+    memory, cache = reference(attached)
+    ids = token_ids(attached.model, 5)
+    with pytest.raises(InputError, match=r"outside torch\.autocast"), torch.autocast("cpu", torch.bfloat16):
+        attached.model(ids, past_key_values=cache)
+    assert memory.num_tokens == 0
+    attached.model(ids, past_key_values=cache)
+
+
+def test_an_error_while_a_model_is_tried_is_the_reason_for_refusing_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama")
+    layer = model.model.layers[1].self_attn
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        raise IndexError("too many indices\nand three lines more")
+
+    monkeypatch.setattr(layer, "forward", forward)
+    before = snapshot(model)
+    with pytest.raises(UnsupportedModelError) as caught:
+        attach(model)
+    assert str(caught.value) == "LlamaForCausalLM cannot be attached: IndexError: too many indices"
+    assert isinstance(caught.value.__cause__, IndexError)
+    assert snapshot(model) == before
+
+
+def test_a_model_whose_weights_accelerate_brings_when_they_are_needed_is_attached() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny_model("llama")
+    ids = token_ids(model, 20)
+    expected = stock_logits(model, ids)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.get_input_embeddings().weight.is_meta
+    with attach(model) as attachment, torch.no_grad():
+        found = model(ids, past_key_values=reference(attachment)[1]).logits
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+
+
 @pytest.mark.slow
 def test_a_model_that_is_compiled_already_is_refused() -> None:
     whole, forward, part = (tiny_model("llama") for _ in range(3))
@@ -675,6 +731,23 @@ def test_a_cache_refuses_what_would_change_a_memory(attached: Attachment, operat
     _, cache = reference(attached)
     with pytest.raises(InputError, match="not possible with a memory"):
         operation(cache)
+
+
+@pytest.mark.parametrize("is_reference", [True, False])
+def test_what_is_read_through_a_copied_cache_leaves_the_first_as_it_was(
+    attached: Attachment, is_reference: bool
+) -> None:
+    """The prefix of many prompts is read once and its cache copied for each."""
+    ids = token_ids(attached.model, 24)
+    memory: Any = reference(attached)[0] if is_reference else episodic(attached, recall_tokens="all")
+    cache = attached.cache(memory)
+    attached.model(ids[:, :12], past_key_values=cache)
+    copied = copy.deepcopy(cache)
+    found = attached.model(ids[:, 12:], past_key_values=copied).logits
+    assert (memory.num_tokens, copied.get_seq_length()) == (12, 24)
+    torch.testing.assert_close(
+        attached.model(ids[:, 12:], past_key_values=cache).logits, found, atol=1e-6, rtol=0
+    )
 
 
 def test_a_cache_answers_what_transformers_asks(attached: Attachment) -> None:

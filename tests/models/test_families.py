@@ -86,6 +86,15 @@ def test_greedy_generation_is_the_stock_models(case: Case, attachment: Attachmen
     assert torch.equal(found, case.generated)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_tiny_model_is_the_same_at_every_call(name: str) -> None:
+    torch.manual_seed(1)
+    one = tiny_model(name).state_dict()
+    torch.manual_seed(2)
+    other = tiny_model(name).state_dict()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["llama", "phi3-longrope", "gemma2", "gpt_oss", "cohere2", "deepseek_v3"])
 def test_in_half_precision_a_memory_is_as_near_to_the_exact_logits_as_the_stock_model(

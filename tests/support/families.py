@@ -264,6 +264,21 @@ FAMILIES: dict[str, Family] = {
             "head_dim": 16,
         },
     ),
+    "granite_swa": Family(
+        "granite_swa",
+        {
+            **_layers("full", "sliding", "sliding"),
+            "sliding_window": 24,
+            "layer_rope_theta": [0.0, _THETA, 500.0],
+            "attention_multiplier": 0.3,
+        },
+        (None, 24, 24),
+    ),
+    "granitemoe_swa": Family(
+        "granitemoe_swa",
+        {**_layers("full", "sliding", "sliding"), "sliding_window": 24, "num_local_experts": 4},
+        (None, 24, 24),
+    ),
 }
 
 
@@ -274,7 +289,9 @@ def tiny_model(name: str, *, dtype: torch.dtype = torch.float32, **settings: Any
     config = AutoConfig.for_model(
         family.model_type, **{**_BASE, "vocab_size": vocab_size, **family.settings, **settings}
     )
-    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.random.fork_rng(devices=[]):  # some initialise sinks and router biases at random
+        torch.manual_seed(20240712)
+        model = AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(20240712)
     with torch.no_grad():
         for parameter in model.parameters():

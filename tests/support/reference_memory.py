@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -73,3 +75,8 @@ class ReferenceMemory:
         self._log, self._staged = self._staged, {}
         self.token_ids += token_ids.tolist()
         self.logits.append(logits.detach())
+
+    def fork(self) -> ReferenceMemory:
+        child = copy.copy(self)
+        child.token_ids, child.logits = list(self.token_ids), list(self.logits)
+        return child

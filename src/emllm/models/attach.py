@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from emllm.attention.geometry import ModelGeometry
-from emllm.errors import InputError, ModelError, UnsupportedModelError
+from emllm.errors import EmllmError, InputError, ModelError, UnsupportedModelError
 from emllm.models.attention import ATTENTION_NAME, register
 from emllm.models.cache import EpisodicCache, Memory
 from emllm.models.own_rotation import left_out
@@ -40,6 +40,9 @@ from emllm.models.watch import BASELINE, WATCH_NAME, watching
 
 _ATTENTION_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _DEFAULT_TRAINED_TOKENS = 2048
+
+#: How keywords begin that bring images, videos and sounds.
+_NOT_TEXT = ("audio", "image", "input_features", "input_values", "pixel", "video")
 
 _UNEVEN = " tokens (generate() continues rows only from memories that have read equally much)"
 
@@ -86,7 +89,7 @@ def attach(model: nn.Module) -> Attachment:
     model = _checked(model)
     with ExitStack() as undo, quiet_transformers():
         undo.enter_context(_configs_restored(model))
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), _evaluating(model), _refusing(model):
             geometry = _take_over(model, undo)
         attachment = Attachment(model, geometry, undo.pop_all())
     return attachment
@@ -94,9 +97,9 @@ def attach(model: nn.Module) -> Attachment:
 
 def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     """Attaches, with every step's undoing pushed on ``undo``, and checks."""
-    token_ids = probe_token_ids(_text_config(model).vocab_size)[None].to(
-        model.get_input_embeddings().weight.device
-    )
+    weight = model.get_input_embeddings().weight
+    device = torch.device("cpu") if weight.is_meta else weight.device  # accelerate moves what comes to it
+    token_ids = probe_token_ids(_text_config(model).vocab_size)[None].to(device)
     rotaries = [undo.enter_context(_wrapped(*place)) for place in rotary_modules(model)]
     if not rotaries:
         raise UnsupportedModelError(
@@ -118,10 +121,7 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     undo.callback(model.register_forward_hook(hooks.after, with_kwargs=True).remove)
     undo.enter_context(left_out(model))
     replay = ReplayMemory(recorded)
-    try:
-        model(token_ids, past_key_values=EpisodicCache([replay], num_layers=len(recorded.layers)))
-    except InputError as error:
-        raise UnsupportedModelError(f"{type(model).__name__} cannot be attached: {error}") from error
+    model(token_ids, past_key_values=EpisodicCache([replay], num_layers=len(recorded.layers)))
     calls = [call for rotary in rotaries for call in rotary.calls]
     return model_geometry(recorded, replay, calls=calls, trained_tokens=trained_tokens)
 
@@ -164,6 +164,11 @@ class _Hooks:
             )
         if token_ids is None:
             raise InputError("a memory reads input_ids, got none (inputs_embeds cannot be read)")
+        if torch.is_autocast_enabled(token_ids.device.type):
+            raise InputError("a memory keeps the model's own dtype: read outside torch.autocast")
+        for name, value in kwargs.items():
+            if value is not None and name.startswith(_NOT_TEXT):
+                raise InputError(f"a memory reads text alone, got {name}")
         _check_batch(token_ids, cache=cache, attention_mask=kwargs.get("attention_mask"))
         position_ids = kwargs.get("position_ids")
         _check_positions(position_ids, cache=cache)
@@ -300,6 +305,20 @@ def _wrapped(parent: nn.Module, name: str, inner: nn.Module) -> Iterator[Identit
     finally:
         if not sys.is_finalizing():  # of a model that was never detached nothing is left to put back into
             setattr(parent, name, inner)
+
+
+@contextmanager
+def _refusing(model: PreTrainedModel) -> Iterator[None]:
+    """Whatever goes wrong while a model is tried is a reason to refuse it."""
+    try:
+        yield
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else "no reason given"
+        kind = "" if isinstance(error, EmllmError) else f"{type(error).__name__}: "
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be attached: {kind}{reason}") from error
 
 
 @contextmanager

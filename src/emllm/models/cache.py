@@ -49,6 +49,9 @@ class Memory(Protocol):
     def commit(self, token_ids: TokenIds, logits: Logits) -> None:
         """The pass is over: its tokens are read. Row t of the logits predicts the token after t."""
 
+    def fork(self) -> Memory:
+        """A memory that begins with everything in this one and goes on apart."""
+
 
 _present: ContextVar[tuple[EpisodicCache, int] | None] = ContextVar("emllm_present_layer", default=None)
 
@@ -118,6 +121,10 @@ class EpisodicCache(Cache):  # type: ignore[misc]
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens committed to the first memory; a pass under way does not count."""
         return self.memories[0].num_tokens
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EpisodicCache:
+        """A cache over forks: what is read through it leaves these memories as they are."""
+        return EpisodicCache([memory.fork() for memory in self.memories], num_layers=len(self.layers))
 
     def reset(self) -> NoReturn:
         """Refused: a memory is not emptied through its cache."""

@@ -55,6 +55,13 @@ class IdentityRotary(nn.Module):
         self.calls: list[RotaryCall] = []
         self._answers: dict[Any, Any] = {}
 
+    def __getattr__(self, name: str) -> Any:
+        """What a model asks of its rotary module besides angles, as Granite SWA does its configuration."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
     def forward(self, x: Tensor, position_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Cos and sin (or complex angles) in the shape, type and place of the model's own."""
         if not isinstance(position_ids, Tensor):

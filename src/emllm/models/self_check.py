@@ -78,11 +78,15 @@ class ReplayMemory:
         """Keeps the logits."""
         self.logits = logits
 
+    def fork(self) -> ReplayMemory:
+        """Another replay of the same pass."""
+        return ReplayMemory(self.recorded)
+
 
 def probe_token_ids(vocab_size: int) -> TokenIds:
     """A few distinct tokens, the same ones at every call."""
-    generator = torch.Generator().manual_seed(20240712)
-    return torch.randperm(vocab_size, generator=generator)[:NUM_TOKENS]
+    generator = torch.Generator("cpu").manual_seed(20240712)
+    return torch.randperm(vocab_size, generator=generator, device="cpu")[:NUM_TOKENS]
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
@@ -109,10 +113,11 @@ def causal_attention(record: LayerRecord) -> Float[Tensor, "H T Dv"]:
     softcap = record.arguments.get("softcap")
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    distance = torch.arange(num_tokens)[:, None] - torch.arange(num_tokens)
+    token_idxs = torch.arange(num_tokens, device=logits.device)
+    distance = token_idxs[:, None] - token_idxs
     window_tokens = num_tokens if record.window_tokens is None else record.window_tokens
     is_hidden = (distance < 0) | (distance >= window_tokens)
-    logits = logits.masked_fill(is_hidden.to(logits.device), float("-inf"))
+    logits = logits.masked_fill(is_hidden, float("-inf"))
     sink_logits = record.arguments.get("s_aux")
     if sink_logits is not None:
         sinks = sink_logits.float().reshape(num_heads, 1, 1).expand(-1, num_tokens, 1)

@@ -94,7 +94,7 @@ def window_of_mask(mask_function: Callable[..., Tensor]) -> int | None:
 
 
 def _window_at(mask_function: Callable[..., Tensor], query_idx: int) -> int | None:
-    zero = torch.zeros((), dtype=torch.long)
+    zero = torch.zeros((), dtype=torch.long, device="cpu")
 
     def is_seen(distance: int) -> bool:
         return bool(mask_function(zero, zero, zero + query_idx, zero + query_idx - distance))
