@@ -100,7 +100,7 @@ def test_views_that_could_not_hold_an_open_event_are_refused():
 )
 def test_lengths_that_leave_nothing_for_recall_are_refused(settings, trained_tokens):
     (name, value), *_ = settings.items()
-    said = rf"{trained_tokens} trained positions {name}={value} leave \d+ for"
+    said = rf"got the \d+ that {name}={value} leave of the model's {trained_tokens} trained"
     with pytest.raises(ConfigError, match=said):
         MemoryConfig(**settings).resolve(trained_tokens=trained_tokens, num_layers=4)
     nothing = MemoryConfig(**settings, recall_tokens=0)

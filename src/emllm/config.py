@@ -372,9 +372,9 @@ def _check_default_room(trained_tokens: int, config: MemoryConfig, room: int) ->
         given.append(f"max_event_tokens={config.max_event_tokens}")
     if given:
         raise ConfigError(
-            f"of the model's {trained_tokens} trained positions {', '.join(given)} leave {room} for recalled "
-            f"tokens, fewer than an event may have (max_event_tokens={config.max_event_tokens}); "
-            "recall_tokens=0 recalls nothing"
+            f"recall_tokens must be >= max_event_tokens = {config.max_event_tokens}, got the {room} that "
+            f"{', '.join(given)} leave of the model's {trained_tokens} trained positions "
+            "(recall_tokens=0 recalls nothing)"
         )
 
 
