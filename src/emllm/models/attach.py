@@ -261,7 +261,7 @@ def _check_positions(position_ids: Tensor | None, *, cache: EpisodicCache) -> No
 
 def _checked(model: nn.Module) -> PreTrainedModel:
     """The model, if nothing speaks against it that can be told without running it."""
-    if any(map(_is_compiled, model.modules())):
+    if isinstance(model, nn.Module) and any(map(_is_compiled, model.modules())):
         raise UnsupportedModelError(
             f"this {type(model).__name__} is compiled, and attaching changes what was compiled; "
             "call torch.compile after it"

@@ -2,7 +2,7 @@
 
 Weights are saved in 16 bits to be small. A processor without instructions for products in that precision
 emulates them: on one with AVX2 alone, bfloat16 reads at a quarter of the speed of float32
-(docs/benchmarks/2026-11-30-cpu.md). This module does not know where a model comes from.
+(docs/lab-notes.md). This module does not know where a model comes from.
 """
 
 from __future__ import annotations
