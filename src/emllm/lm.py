@@ -168,6 +168,7 @@ class EpisodicLM:
         differs = difference(fingerprint(model), fingerprint(self.model))
         if differs is not None:
             raise InputError(f"another model made this memory: {differs}")
+        memory.model = weakref.ref(self.model)  # so that the weights are compared once
 
     @property
     def _reading(self) -> DocumentReading:

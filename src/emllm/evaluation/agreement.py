@@ -18,7 +18,6 @@ _COMMON = ("dtype", "seed", "lengths", "num_samples", "shards", "shard")
 #: file has other samples, or the same under another name.
 GROWING = ("num_samples", "samples", "files", "libraries")
 
-
 #: What run.json says of the machines that took part.
 MACHINES = ("threads", "hardware")
 

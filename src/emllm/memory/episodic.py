@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class ClosedHome:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check_writable(self) -> None:
+    def check_writable(self) -> NoReturn:
         """Refuse.
 
         Raises:
@@ -98,11 +98,10 @@ class ClosedHome:
     def verify(self) -> list[str]:
         """Refuse, as `check_writable` does."""
         self.check_writable()
-        return []
 
     def forget(self, memory: EpisodicMemory, name: str) -> Forgotten:
         """Refuse, as `check_writable` does."""
-        raise StoreError(f"{self.path}: is closed; open it again")
+        self.check_writable()
 
     def close(self) -> None:
         """It is."""

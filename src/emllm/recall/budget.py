@@ -84,13 +84,13 @@ def select_events(
     num_events = len(sizes)
     if int(sizes.sum()) <= budget_tokens:
         return list(range(num_events)), []
+    contiguity_tokens = int(budget_tokens * contiguity)
     limit = budget_tokens // min_event_tokens + 1
     while True:
         ranking = rank_events(scores, limit)
         if candidates is not None:
             ranking = candidates[ranking].tolist()
         taken: set[int] = set()
-        contiguity_tokens = int(budget_tokens * contiguity)
         similar = fill(ranking, sizes, budget_tokens - contiguity_tokens, taken)
         queue = fill([*neighbours(similar, num_events), *buffer], sizes, contiguity_tokens, taken)
         left = budget_tokens - int(sizes[list(taken)].sum())
