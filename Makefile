@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo
 # Rooms of tensor maths; elsewhere protocols and foreign types defeat a run-time check.
-SHAPED := emllm.attention,emllm.recall,emllm.segmentation,emllm.analysis,beartype.beartype
+SHAPED := emllm.attention,emllm.recall,emllm.segmentation,emllm.analysis,shapes.first_calls_checked
 XDIST := $(shell n=$$(nproc 2>/dev/null || echo 1); [ "$$n" -gt 1 ] && echo "-n $$n")
 
 .DEFAULT_GOAL := help

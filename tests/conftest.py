@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+import shapes
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -33,6 +34,12 @@ SHARED = Path(os.environ.get("EMLLM_SHARED", Path(__file__).resolve().parents[2]
 
 #: Absolute tolerance on logits and activations, by dtype.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def shapes_are_checked() -> None:
+    """In the first calls of each test, where the run was asked to check shapes (Makefile)."""
+    shapes.count_anew()
 
 
 @pytest.fixture(scope="session")
