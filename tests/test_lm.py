@@ -117,6 +117,16 @@ def test_a_model_that_would_keep_gradients_is_told_what_to_do_and_reads_on(lm, m
     assert memory.num_tokens == before[0] + ids.shape[1]
 
 
+def test_what_a_folder_cannot_give_is_warned_of(lm, tmp_path):
+    (tmp_path / "first.txt").write_text("Lily had a red ball and a big dog.")
+    (tmp_path / "void.txt").write_text("")
+    memory = lm.memory(config=SMALL)
+    with pytest.warns(UserWarning, match=r"void\.txt: empty \(skipped\)") as warned:
+        memory.read(tmp_path)
+    assert [document.name for document in memory.documents] == ["first.txt"]
+    assert warned[0].filename == __file__
+
+
 def test_documents_keep_their_names_and_places(lm, tmp_path):
     (tmp_path / "first.txt").write_text("Lily had a red ball and a big dog.")
     memory = lm.memory(config=SMALL)

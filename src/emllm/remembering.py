@@ -6,6 +6,7 @@ This module does not know how a question is answered, nor where a memory is kept
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,11 +159,16 @@ class DocumentReading:
 def documents_of(source: Source, name: str | None) -> list[Document]:
     """The documents of a file or folder, or a text as one.
 
+    What a folder holds and is not read is warned of (`UserWarning`).
+
     Raises:
         InputError: it is neither, or the text is blank or not valid Unicode.
     """
     if isinstance(source, Path):
-        return load_all([source]).documents
+        loaded = load_all([source])
+        for warning in loaded.warnings:
+            warnings.warn(warning, stacklevel=4)  # where `EpisodicMemory.read` was called
+        return loaded.documents
     document = source if isinstance(source, Document) else Document(name or "text", source)
     checked_text(document.text, "text to read")
     return [document]

@@ -20,6 +20,7 @@ from emllm.documents.load import bytes_below
 from emllm.documents.readers import READERS
 from emllm.documents.text import may_be_text
 from emllm.errors import EmllmError, MissingExtraError, SourceError
+from emllm.store.place import prepare
 
 HEADS = [b"", b"%PDF-1.7\n", b"PK\x03\x04", b"<html><p>", b"\xff\xfe", b"\xef\xbb\xbf", b"\x89PNG\r\n\x1a\n"]
 
@@ -267,6 +268,9 @@ def test_a_folder_is_read_through_in_order_and_tells_what_it_passed_over(tmp_pat
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "broken").symlink_to("nowhere")
     write(tmp_path, {"a/book.mem/lock": "process 1 on here", "a/book.mem/catalogue.sqlite": "x"})
+    prepare(tmp_path / "begun.mem")
+    write(tmp_path, {"begun.mem/lock": "process 1 on here"})
+    os.mkfifo(tmp_path / "pipe")
     documents, warnings = load_all([tmp_path])
     assert [document.name for document in documents] == ["a/y.txt", "a/z.md", "a.txt", "b.txt"]
     assert [document.text for document in documents] == ["Y", "Z", "A", "B"]
@@ -274,11 +278,26 @@ def test_a_folder_is_read_through_in_order_and_tells_what_it_passed_over(tmp_pat
         ".env: hidden (skipped)",
         ".git: hidden (skipped)",
         "a/book.mem: a memory (skipped)",
+        "begun.mem: a memory (skipped)",
         "broken: no such file or folder (skipped)",
         "loop: link to a folder (skipped)",
         "pic.png: binary file, looks like: PNG image (skipped)",
+        "pipe: no regular file (skipped)",
         "void.txt: empty (skipped)",
     ]
+
+
+@pytest.mark.parametrize("lost", ["", "catalogue.sqlite"])
+def test_a_memory_is_no_folder_of_texts(tmp_path: Path, lost: str) -> None:
+    prepare(tmp_path / "book.mem")
+    write(tmp_path / "book.mem", {"lock": "process 1 on here", "catalogue.sqlite": "x"})
+    if lost:
+        (tmp_path / "book.mem" / lost).unlink()
+    said = (
+        f"is a memory without its {lost}, no folder of texts$" if lost else "is a memory, no folder of texts$"
+    )
+    with pytest.raises(SourceError, match=said):
+        load_all([tmp_path / "book.mem"])
 
 
 def test_a_hidden_folder_that_is_named_is_read(tmp_path: Path) -> None:

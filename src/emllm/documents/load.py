@@ -20,7 +20,7 @@ from emllm.documents.readers import READERS
 from emllm.documents.source import check_size, printable, read_file, read_stdin, reason
 from emllm.documents.text import may_be_text, normalise
 from emllm.errors import EmllmError, MissingExtraError, SourceError
-from emllm.store.place import is_memory
+from emllm.store.place import CATALOGUE, is_bare, is_memory
 
 #: Default limit per source: 1 GiB, about 250 million tokens of English.
 MAX_BYTES = 2**30
@@ -65,10 +65,10 @@ def load_all(
 
     A document is named after its file, in a folder after its path from there; where two names agree, as
     many parent folders are added as it takes. The same file twice is read once. Hidden, binary, empty and
-    otherwise unreadable entries of a folder become warnings.
+    otherwise unreadable entries of a folder become warnings, as do memories and what is no regular file.
 
     Raises:
-        SourceError: a named source cannot be read, or a folder holds nothing readable.
+        SourceError: a named source cannot be read or is a memory, or a folder holds nothing readable.
         MissingExtraError: a named source, or all that a folder holds, needs the extra ``read``.
     """
     sources = [sources] if isinstance(sources, str | Path) else sources
@@ -100,6 +100,10 @@ class _Named:
 
 def _load_folder(folder: str, loaded: dict[str, _Named], warnings: list[str], *, max_bytes: int) -> None:
     """Adds what the folder holds to ``loaded``, and what it cannot read to ``warnings``."""
+    if is_memory(folder):
+        raise SourceError(f"{printable(folder)}: is a memory, no folder of texts")
+    if is_bare(folder):
+        raise SourceError(f"{printable(folder)}: is a memory without its {CATALOGUE}, no folder of texts")
     skipped: list[str] = []
     missing_extra: MissingExtraError | None = None
     num_readable = 0
@@ -127,7 +131,7 @@ def _load_folder(folder: str, loaded: dict[str, _Named], warnings: list[str], *,
 
 def bytes_below(folder: str, *, max_bytes: int) -> int:
     """Bytes of the files of a folder that are not skipped, as far as their sizes and beginnings show."""
-    sizes = {path: os.path.getsize(path) for path in _files_below(folder, []) if os.path.isfile(path)}
+    sizes = {path: os.path.getsize(path) for path in _files_below(folder, []) if os.path.exists(path)}
     return sum(size for path, size in sizes.items() if size <= max_bytes and _seems_readable(path))
 
 
@@ -160,10 +164,12 @@ def _files_below(folder: str, skipped: list[str]) -> list[str]:
                 skipped.append(f"{printable(path)}: hidden (skipped)")
             elif is_folder and os.path.islink(path):
                 skipped.append(f"{printable(path)}: link to a folder (skipped)")
-            elif is_folder and is_memory(path):
+            elif is_folder and (is_memory(path) or is_bare(path)):
                 skipped.append(f"{printable(path)}: a memory (skipped)")
             elif is_folder:
                 entered.append(name)
+            elif os.path.exists(path) and not os.path.isfile(path):
+                skipped.append(f"{printable(path)}: no regular file (skipped)")
             else:
                 paths.append(path)
         folder_names[:] = entered

@@ -30,6 +30,12 @@ def is_memory(path: Path | str) -> bool:
     return os.path.isfile(os.path.join(path, CATALOGUE))  # and not where one may not look
 
 
+def is_bare(path: Path | str) -> bool:
+    """Whether there is what a memory is made of, but no catalogue: lost, or not written yet."""
+    parts = (os.path.join(path, name) for name in KINDS.values())
+    return os.path.isfile(os.path.join(path, WRITER_LOCK)) and all(map(os.path.isdir, parts))
+
+
 def new_name(kind: str, start: int, stop: int) -> str:
     """A name that no data file has, of tokens ``[start, stop)``."""
     return f"{KINDS[kind]}/{start:012d}-{stop:012d}-{secrets.token_hex(4)}.safetensors"
