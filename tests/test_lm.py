@@ -106,6 +106,18 @@ def test_stock_generate_with_a_covering_memory_writes_the_stock_text(lm, shared_
     assert torch.equal(ours, stock) and torch.equal(continued, stock)
 
 
+def test_a_model_that_was_given_back_is_said_to_be(lm, memory):
+    cache = lm.cache(memory)
+    lm.close()
+    try:
+        with pytest.raises(InputError, match=r"the model was given back \(close, or detach\)"):
+            lm.ask(memory, "Who was sad?", sampling=SHORT)
+        with pytest.raises(InputError, match=r"nor once it was given back"):
+            lm.model(torch.tensor([[1, 2, 3]]), past_key_values=cache)
+    finally:
+        lm.__init__(lm.model, lm.tokenizer, name=lm.name)
+
+
 def test_a_model_that_would_keep_gradients_is_told_what_to_do_and_reads_on(lm, memory):
     before = state(memory)
     ids = torch.tensor([lm.chat_format.encode("Lily went")])

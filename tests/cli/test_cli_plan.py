@@ -150,6 +150,9 @@ class TestMistakes:
     def test_a_number_beside_a_file_is_refused(self, refuses, model, story: Path) -> None:
         assert "stands alone" in refuses("plan", story, "1M", *model)
 
+    def test_a_model_without_rotary_positions_is_refused(self, refuses, broken_models) -> None:
+        assert "has no rotary module" in refuses("plan", "10K", "--model", broken_models["gpt2"])
+
     def test_a_missing_model_is_refused(self, refuses) -> None:
         assert "there is no model folder" in refuses("plan", "1M", "--model", "./nowhere")
 

@@ -60,14 +60,22 @@ class Attachment:
         self.model = model
         self.geometry = geometry
         self._undo = undo
+        self._is_attached = True
 
     def cache(self, *memories: Memory) -> EpisodicCache:
-        """What to give the model as ``past_key_values``; row b of a batch is read into ``memories[b]``."""
+        """What to give the model as ``past_key_values``; row b of a batch is read into ``memories[b]``.
+
+        Raises:
+            InputError: the model was given back.
+        """
+        if not self._is_attached:
+            raise InputError("the model was given back (close, or detach): attach it again to use a memory")
         return EpisodicCache(memories, num_layers=self.geometry.num_layers)
 
     def detach(self) -> None:
         """Puts the model back as it was, bit for bit. Doing so twice changes nothing."""
         self._undo.close()
+        self._is_attached = False
 
     def __enter__(self) -> Attachment:
         return self
@@ -102,10 +110,6 @@ def _take_over(model: PreTrainedModel, undo: ExitStack) -> ModelGeometry:
     device = torch.device("cpu") if weight.is_meta else weight.device  # accelerate moves what comes to it
     token_ids = probe_token_ids(_text_config(model).vocab_size)[None].to(device)
     rotaries = [undo.enter_context(_wrapped(*place)) for place in rotary_modules(model)]
-    if not rotaries:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no rotary module (its positions are of another kind)"
-        )
     _set_attention(model, BASELINE)
     stock_logits = model(token_ids, use_cache=False).logits[0]
     recorded = _recorded_pass(model, token_ids)

@@ -182,7 +182,10 @@ class EpisodicLayer(CacheLayerMixin):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """The chunk's keys and values, as they came: what lies before them is the memory's affair."""
         if not self.cache.is_in_chunk:
-            raise InputError("a memory is read through the causal language model, not through its base model")
+            raise InputError(
+                "a memory is read through the causal language model while it is attached, not through its "
+                "base model, nor once it was given back (close, or detach)"
+            )
         _present.set((self.cache, self.layer_idx))
         return key_states, value_states
 

@@ -33,6 +33,7 @@ from emllm.models.load import (
     _source,
 )
 from emllm.models.precision import auto_dtype
+from emllm.models.rotary_modules import rotary_modules
 from emllm.models.self_check import NUM_TOKENS
 from emllm.models.silence import quiet_transformers
 from emllm.models.watch import WATCH_NAME, watching
@@ -85,7 +86,8 @@ class Located:
         """The measures that the model will have when it is loaded so.
 
         Raises:
-            ModelError: the configuration cannot be had, or is not of a causal language model.
+            ModelError: the configuration cannot be had, or is not of a causal language model with rotary
+            positions.
             ConfigError: an unknown dtype or device.
         """
         place, precision = _device(device), _dtype(dtype)
@@ -120,7 +122,12 @@ class Located:
 
 
 def outline_of(model: PreTrainedModel, *, device: torch.device, dtype: torch.dtype) -> Outline:
-    """The measures of a model on the meta device, as if it were on `device` in `dtype`."""
+    """The measures of a model on the meta device, as if it were on `device` in `dtype`.
+
+    Raises:
+        UnsupportedModelError: it has no rotary positions.
+    """
+    rotary_modules(model)
     config = _text_config(model)
     try:
         layers = _watched_layers(model, device)

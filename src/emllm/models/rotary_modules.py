@@ -80,10 +80,19 @@ class IdentityRotary(nn.Module):
 
 
 def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Every rotary module of the text model, with its parent and its name there."""
+    """Every rotary module of the text model, with its parent and its name there.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
     get_decoder: Callable[[], nn.Module] | None = getattr(model, "get_decoder", None)
     found = _rotary_children(get_decoder()) if get_decoder is not None else []
-    return found or _rotary_children(model)
+    found = found or _rotary_children(model)
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no rotary module (its positions are of another kind)"
+        )
+    return found
 
 
 def rotary_table(call: RotaryCall, *, device: torch.device) -> RotaryTable:
