@@ -62,6 +62,7 @@ def test_a_model_preset_is_what_the_authors_ran(model, views, window, gamma, mos
         ({"recall_tokens": 64, "max_event_tokens": 128}, ["recall_tokens", "128", "64"]),
         ({"recall_tokens": "some"}, ["recall_tokens", "some"]),
         ({"local_tokens": 2.5}, ["local_tokens", "2.5"]),
+        ({"surprise_window_tokens": 2**63}, ["surprise_window_tokens", "2 ** 62"]),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(settings, words):
@@ -79,6 +80,20 @@ def test_a_setting_that_contradicts_its_variant_is_refused():
 def test_views_larger_than_the_trained_window_are_refused():
     config = MemoryConfig(local_tokens=4096, recall_tokens=4096)
     with pytest.raises(ConfigError, match=r"<= 8192 .* got \d+"):
+        config.resolve(trained_tokens=8192, num_layers=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, r"recall_tokens \+ recall_every_tokens must be <= 8192 .* got 8976"),
+        ({"positions": "paper"}, r"^local_tokens \+ recall_every_tokens must be <= 8192 .* got 8400"),
+        ({"recall_tokens": "all", "recall_every_tokens": 9000}, r"^recall_every_tokens must be <= 8192"),
+    ],
+)
+def test_decoding_too_stays_within_the_trained_window(settings, words):
+    config = MemoryConfig(**{"local_tokens": 1200, "recall_every_tokens": 7200, **settings})
+    with pytest.raises(ConfigError, match=words):
         config.resolve(trained_tokens=8192, num_layers=4)
 
 

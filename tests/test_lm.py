@@ -242,7 +242,11 @@ def test_a_seed_repeats_a_sampled_answer_and_another_changes_it(lm, memory):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"repetition_penalty": 0}]
+    "wrong",
+    [
+        *({"max_new_tokens": 0}, {"temperature": -1}, {"temperature": 1e-45}, {"top_p": 0}),
+        *({"repetition_penalty": 0}, {"seed": 2**64}, {"seed": -1}),
+    ],
 )
 def test_a_wrong_sampling_setting_names_itself(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

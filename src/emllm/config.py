@@ -111,6 +111,23 @@ def keys_per_event(event_key: str, representatives: int) -> int:
     return representatives if event_key in SEVERAL_KEYS else 1
 
 
+def variant_settings(variant: str, single: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a variant of the paper sets.
+
+    Args:
+        single: settings that are given besides.
+
+    Raises:
+        ConfigError: there is no such variant, or a single setting contradicts it.
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    for name, value in VARIANTS[variant].items():
+        if name in single and single[name] != value:
+            raise ConfigError(f"{name}={single[name]!r} contradicts variant {variant} ({name}={value!r})")
+    return VARIANTS[variant]
+
+
 @dataclass(frozen=True)
 class MemoryConfig:
     """How a memory segments, what it attends to and how it recalls.
@@ -225,6 +242,8 @@ class MemoryConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
                 raise ConfigError(f"{name} must be an integer >= {low}, got {value!r}")
+            if value is not None and value >= UNLIMITED_TOKENS:
+                raise ConfigError(f"{name} must be < 2 ** 62, got {value}")
         self._check_recall_tokens()
         if (
             isinstance(self.gamma, bool)
@@ -282,14 +301,7 @@ class MemoryConfig:
             if name not in known:
                 raise ConfigError(f"unknown setting {name!r}; the settings are {', '.join(sorted(known))}")
         if variant is not None:
-            if variant not in VARIANTS:
-                raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-            for name, value in VARIANTS[variant].items():
-                if name in settings and settings[name] != value:
-                    raise ConfigError(
-                        f"{name}={settings[name]!r} contradicts variant {variant} ({name}={value!r})"
-                    )
-            merged.update(VARIANTS[variant])
+            merged.update(variant_settings(variant, settings))
         merged.update(settings)
         return cls(**merged)
 
@@ -302,7 +314,8 @@ class MemoryConfig:
         """This configuration with every open choice settled for one model.
 
         Args:
-            trained_tokens: positions that the model was trained on; the three views and a chunk fit in.
+            trained_tokens: positions that the model was trained on; the three views and a chunk fit in, as do
+                the views and what is decoded from one recall to the next.
             num_layers: decoder layers.
 
         Raises:
@@ -316,19 +329,26 @@ class MemoryConfig:
             raise ConfigError(
                 f"refine_from_layer must be < {num_layers} (the model's layers), got {from_layer}"
             )
+        if self.recall_every_tokens > trained_tokens:
+            raise ConfigError(
+                f"recall_every_tokens must be <= {trained_tokens} (the model's trained positions), "
+                f"got {self.recall_every_tokens}"
+            )
         views = _default_views(trained_tokens, self)
         recall = UNLIMITED_TOKENS if views["recall_tokens"] == "all" else views["recall_tokens"]
-        asked = views["sink_tokens"] + views["local_tokens"] + recall + views["chunk_tokens"]
-        if recall < UNLIMITED_TOKENS and self.positions == "ordered" and asked > trained_tokens:
-            raise ConfigError(
-                f"sink_tokens + local_tokens + recall_tokens + chunk_tokens must be <= {trained_tokens} "
-                f"(the model's trained positions), got {asked}"
-            )
-        if self.positions == "paper" and views["local_tokens"] + views["chunk_tokens"] > trained_tokens:
-            raise ConfigError(
-                f"local_tokens + chunk_tokens must be <= {trained_tokens} (the model's trained positions), "
-                f"got {views['local_tokens'] + views['chunk_tokens']}"
-            )
+        lengths = {**views, "recall_every_tokens": self.recall_every_tokens}
+        for grows in ("chunk_tokens", "recall_every_tokens"):  # what is read or decoded from one recall on
+            asked = views["sink_tokens"] + views["local_tokens"] + recall + lengths[grows]
+            if recall < UNLIMITED_TOKENS and self.positions == "ordered" and asked > trained_tokens:
+                raise ConfigError(
+                    f"sink_tokens + local_tokens + recall_tokens + {grows} must be <= {trained_tokens} "
+                    f"(the model's trained positions), got {asked}"
+                )
+            if self.positions == "paper" and views["local_tokens"] + lengths[grows] > trained_tokens:
+                raise ConfigError(
+                    f"local_tokens + {grows} must be <= {trained_tokens} (the model's trained positions), "
+                    f"got {views['local_tokens'] + lengths[grows]}"
+                )
         longest = self.max_event_tokens * 3 // 2  # an open event, and what its refinement waits for
         if recall > 0 and views["local_tokens"] + recall < longest:
             raise ConfigError(

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from emllm.errors import ConfigError
 
+#: Below, logits divided by a temperature may overflow; seeds are of 64 bits.
+LEAST_TEMPERATURE, SEEDS = 1e-6, 2**64
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -23,10 +26,10 @@ class Sampling:
 
     Attributes:
         max_new_tokens: length of an answer at most.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; else 1e-6 at least.
         top_p: smallest set of tokens with that probability.
         repetition_penalty: divides the logits of tokens that were generated already.
-        seed: of the random choice; None draws a new one.
+        seed: of the random choice, from 0 to 2^64 - 1; None draws a new one.
     """
 
     max_new_tokens: int = 128
@@ -40,10 +43,14 @@ class Sampling:
             raise ConfigError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"temperature must be >= 0, got {self.temperature}")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise ConfigError(f"temperature must be 0 or >= {LEAST_TEMPERATURE}, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
         if not 0 < self.repetition_penalty < float("inf"):
             raise ConfigError(f"repetition_penalty must be > 0, got {self.repetition_penalty}")
+        if self.seed is not None and not 0 <= self.seed < SEEDS:
+            raise ConfigError(f"seed must be from 0 to {SEEDS - 1}, got {self.seed}")
 
 
 Chooser = Callable[[Tensor, list[int]], int]

@@ -17,7 +17,15 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from emllm.config import ASKING, PLACEMENT, PRESETS, UNLIMITED_TOKENS, VARIANTS, MemoryConfig
+from emllm.config import (
+    ASKING,
+    PLACEMENT,
+    PRESETS,
+    UNLIMITED_TOKENS,
+    VARIANTS,
+    MemoryConfig,
+    variant_settings,
+)
 from emllm.errors import ConfigError
 
 
@@ -70,7 +78,7 @@ class GivenSettings:
         """
         unknown = {name: value for name, value in self.settings.items() if name not in (*stored, *PLACEMENT)}
         MemoryConfig.from_settings(unknown, preset=self.preset, variant=self.variant)
-        variant = VARIANTS[self.variant] if self.variant is not None else {}
+        variant = variant_settings(self.variant, self.settings) if self.variant is not None else {}
         # A memory from before there was a setting has its default.
         known = {**{field.name: field.default for field in dataclasses.fields(MemoryConfig)}, **stored}
         changed = {}
