@@ -44,7 +44,7 @@ class Stats:
 
     Attributes:
         tokens: in the memory, without the question.
-        events: in the memory.
+        events: in the memory; the latest are in the local window, and not recalled yet.
         read_tokens: read by this process.
         read_seconds: spent reading them.
         tokens_per_second: of that reading.
@@ -65,7 +65,8 @@ class Stats:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer with its evidence, strongest first."""
+    """An answer with its evidence, best first: what the question fits best where it was read again with it,
+    else what was recalled most strongly."""
 
     text: str
     evidence: tuple[Evidence, ...]

@@ -233,6 +233,17 @@ class TestChat:
         assert "Recalled" in ended.out
         assert "nothing was asked yet" in ended.err and "unknown command '/nonsense'" in ended.err
 
+    def test_what_was_said_is_evidence_from_the_conversation(self, run, model, stdin) -> None:
+        stdin((SENTENCE * 20).encode() + b"\nWho?\n/events\n")
+        ended = run("chat", *model, *SHORT)
+        _, evidence = ended.out.split("Recalled")
+        assert "the conversation, strength" in evidence and "before the documents" not in evidence
+
+    def test_events_in_json_is_the_last_answer_again(self, run, story: Path, model, stdin) -> None:
+        stdin(b"Who?\n/events\n")
+        first, again = run("chat", story, *model, *SHORT, "--json").out.splitlines()
+        assert json.loads(first)["evidence"] and again == first
+
     def test_invalid_bytes_do_not_end_the_conversation(self, run, model, stdin) -> None:
         stdin(b"caf\xe9\nHello\n")
         ended = run("chat", *model, *SHORT, "--json")

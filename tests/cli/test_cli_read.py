@@ -178,6 +178,15 @@ class TestReading:
         ended = run("read", story, "--into", memory, "--device", "cpu")
         assert ended.code == 0 and "holds another text of this name" in ended.err
         assert "2 documents" in ended.out
+        ended = run("read", story, "--into", memory, "--device", "cpu", "--json")
+        assert [one["is_new"] for one in json.loads(ended.out)["documents"]] == [False, False]
+        story.write_text("A third story. " * 30)
+        ended = run("read", story, "--into", memory, "--device", "cpu", "--json")
+        assert [one["is_new"] for one in json.loads(ended.out)["documents"]] == [False, False, True]
+
+    def test_a_known_text_of_another_name_is_remarked(self, run, memory: Path, story: Path) -> None:
+        ended = run("read", story.rename(story.with_name("tale.txt")), "--into", memory, "--device", "cpu")
+        assert "tale.txt: " in ended.err and "holds this text as story.txt" in ended.err
 
     def test_standard_input_is_a_source(self, run, model, stdin, tmp_path: Path) -> None:
         stdin(SENTENCE.encode() * 5)
@@ -471,6 +480,7 @@ def test_a_memory_made_with_a_preset_opens_with_it(preset: str, variant: str | N
         ({"preset": "inf-llm"}, "cannot be opened with"),
         ({"segmenter": "kl"}, "made with segmenter='surprise'"),
         ({"variant": "Z"}, "variant must be one of"),
+        ({"variant": "S+C", "contiguity": 0.1}, "contiguity=0.1 contradicts variant S.C"),
         ({"gama": 1.0}, "unknown setting 'gama'"),
     ],
 )

@@ -207,6 +207,9 @@ class Conversation:
         if self.last is None:
             remark("nothing was asked yet")
             return
+        if self.as_json:
+            say_json(self.last.to_json())
+            return
         show_evidence(self.lm, self.memory, self.last)
         remark_stats(self.last.stats)
 

@@ -12,10 +12,10 @@ import typer
 
 from emllm.cli import options
 from emllm.cli.exits import INTERRUPTED, complain
-from emllm.cli.read import counted, interruptible_between_chunks
+from emllm.cli.read import interruptible_between_chunks
 from emllm.cli.sources import opened_lm
 from emllm.cli.stored import Stored, existing, prepare
-from emllm.cli.terminal import reading, say, say_json, working
+from emllm.cli.terminal import counted, reading, say, say_json, working
 from emllm.errors import InputError
 
 if TYPE_CHECKING:

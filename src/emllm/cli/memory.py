@@ -17,9 +17,8 @@ from emllm.cli import options
 from emllm.cli.forget import forget
 from emllm.cli.memory_view import described, description, listing, tabulated
 from emllm.cli.plan import size
-from emllm.cli.read import counted
 from emllm.cli.stored import check_new, existing, no_memory
-from emllm.cli.terminal import remark, say, say_json, working
+from emllm.cli.terminal import counted, remark, say, say_json, working
 from emllm.errors import InputError
 
 Mem = Annotated[Path, typer.Argument(metavar="MEM", help="A memory: the folder that it lives in.")]

@@ -22,7 +22,7 @@ from emllm.cli.plan import size
 from emllm.cli.settings import GivenSettings, with_settings
 from emllm.cli.sources import load_documents, opened_lm
 from emllm.cli.stored import DEFAULT_MODEL, Stored, check_new, memory_among, prepare, saying_if_not_prepared
-from emllm.cli.terminal import duration, reading, remark, say, say_json, working
+from emllm.cli.terminal import counted, duration, reading, remark, say, say_json, working
 from emllm.errors import InputError, SourceError
 from emllm.machine import on_interrupt
 
@@ -110,6 +110,9 @@ def unread(documents: Sequence[Document], stored: Stored | None, *, into: Path) 
     for document in pending:
         if any(one.name == document.name for one in whole):
             remark(f"emllm: {document.name}: {into} holds another text of this name; it will hold both")
+        same = next((one.name for one in whole if one.sha256 == document.sha256), None)
+        if same is not None:
+            remark(f"emllm: {document.name}: {into} holds this text as {same}; it will hold it twice")
     if begun is None or not pending:
         return pending
     first = next((document for document in pending if document.sha256 == begun.sha256), None)
@@ -247,7 +250,7 @@ def _report(
         remark(f"read {num_read:,} tokens in {duration(seconds)} ({speed:,.0f} tokens/s)")
     say(
         f"{into}: {counted(len(summary.documents), 'document')}, {summary.num_tokens:,} tokens, "
-        f"{summary.num_events:,} events, {size(summary.num_bytes)}"
+        f"{counted(summary.num_events, 'event')} that may be recalled, {size(summary.num_bytes)}"
     )
 
 
@@ -255,14 +258,16 @@ def to_json(
     summary: Summary, pending: Sequence[Document], num_read: int, seconds: float, speed: float
 ) -> dict[str, Any]:
     """What was read, and the memory that holds it."""
-    names = {document.name for document in pending}
+    read_now = {(document.name, document.sha256) for document in pending}
     return {
         "memory": str(summary.path),
         "model": summary.header.get("model"),
         "tokens": summary.num_tokens,
         "events": summary.num_events,
         "bytes": summary.num_bytes,
-        "documents": [document_json(one, is_new=one.name in names) for one in summary.documents],
+        "documents": [
+            document_json(one, is_new=(one.name, one.sha256) in read_now) for one in summary.documents
+        ],
         "read_tokens": num_read,
         "read_seconds": seconds,
         "tokens_per_second": speed,
@@ -282,8 +287,3 @@ def document_json(document: DocumentRecord, **more: Any) -> dict[str, Any]:
         "sha256": document.sha256,
         **more,
     }
-
-
-def counted(num: int, what: str) -> str:
-    """A number with its noun."""
-    return f"{num:,} {what}" if num == 1 else f"{num:,} {what}s"

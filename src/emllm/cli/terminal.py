@@ -56,6 +56,11 @@ def one_line(text: str, *, width: int) -> str:
     return line if cell_len(line) <= width else set_cell_size(line, max(width - 1, 0)).rstrip() + "…"
 
 
+def counted(num: int, what: str) -> str:
+    """A number with its noun."""
+    return f"{num:,} {what}" if num == 1 else f"{num:,} {what}s"
+
+
 def duration(seconds: float) -> str:
     """Seconds as minutes and seconds, or hours and minutes."""
     whole = round(seconds)
