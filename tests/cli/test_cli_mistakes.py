@@ -161,6 +161,15 @@ class TestOutput:
         (tmp_path / "x.html").mkdir()
         assert "a folder" in refuses("segment", story, "-o", tmp_path / "x.html")
 
+    def test_the_text_itself_as_output_is_refused(
+        self, refuses: Refuses, story: Path, tmp_path: Path
+    ) -> None:
+        text = story.read_bytes()
+        (tmp_path / "link.txt").symlink_to(story)
+        for output in (story, tmp_path / "link.txt"):
+            assert "is the text itself" in refuses("segment", story, "-o", output)
+        assert story.read_bytes() == text
+
     def test_an_unknown_format_is_refused(self, refuses: Refuses, story: Path, tmp_path: Path) -> None:
         assert "one of txt, json, png, html" in refuses("segment", story, "-o", tmp_path / "x.pdf")
         assert "one of txt, json, png, html" in refuses("segment", story, "--format", "pdf")

@@ -155,6 +155,23 @@ def test_a_closed_pipe_is_silent(tiny_model: Path, story: Path) -> None:
     assert (process.wait(timeout=60), err) == (141, b"")
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_change_nothing_else(
+    tiny_model: Path, story: Path, tmp_path: Path, run, closed: str
+) -> None:
+    memory = tmp_path / "story.mem"
+    argv = [*EMLLM, "read", str(story), "--into", str(memory), "--model", str(tiny_model), "--device", "cpu"]
+    ended = subprocess.run(["sh", "-c", f"{shlex.join(argv)} {closed}"], capture_output=True, check=False)
+    assert ended.returncode == 0 and b"Traceback" not in ended.stderr
+    assert run("memory", "verify", memory).code == 0
+
+
+def test_a_pipe_by_its_device_is_written_to(tiny_model: Path, story: Path) -> None:
+    process = start("segment", story, "--model", tiny_model, "--format", "txt", "-o", "/dev/stdout")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and out.startswith(b"story.txt: "), err
+
+
 def test_an_ascii_terminal_does_not_break_printing(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_text("Größe “quoted” 日本語 text. " * 60)

@@ -23,6 +23,20 @@ _REFUSED = (
 )
 
 
+def complete_streams() -> None:
+    """Standard streams that the caller closed lead nowhere, as if to /dev/null.
+
+    Else the next file that is opened would be what is printed to.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the first number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
 def run_politely(run: Callable[[], int]) -> int:
     """The exit code of a run, with one line on stderr for each end that is not a bug."""
     try:

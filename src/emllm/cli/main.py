@@ -8,13 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from emllm.cli.exits import interruptible, run_politely
+from emllm.cli.exits import complete_streams, interruptible, run_politely
 from emllm.machine import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; answers with the exit code (`emllm.cli.exits`)."""
     if argv is None:
+        complete_streams()
         keep_freed_memory()
     with interruptible():
         return run_politely(lambda: _run(sys.argv[1:] if argv is None else argv))

@@ -18,7 +18,7 @@ import typer
 from emllm.cli import options
 from emllm.cli.settings import with_settings
 from emllm.cli.sources import load_one, opened_lm
-from emllm.cli.terminal import columns, reading, remark, say_json
+from emllm.cli.terminal import columns, counted, reading, remark, say_json
 from emllm.config import MemoryConfig
 from emllm.errors import ConfigError, MissingExtraError
 from emllm.machine import on_interrupt
@@ -50,7 +50,7 @@ def command(
     """
     form = choose_format(format, output, as_json=json)
     if output is not None:
-        check_writable(output)
+        check_writable(output, source)
     document = load_one(source, command="segment")
     with opened_lm(model, device=device, dtype=dtype) as lm:
         from emllm.analysis.segment import segment
@@ -62,7 +62,7 @@ def command(
         write_whole(output, rendered)
         remark(
             f"wrote {output}, {len(rendered):,} bytes: "
-            f"{text.num_tokens:,} tokens, {len(text.events):,} events"
+            f"{counted(text.num_tokens, 'token')}, {counted(len(text.events), 'event')}"
         )
     if json:
         say_json(text.to_json())
@@ -97,17 +97,19 @@ def choose_format(form: str | None, output: Path | None, *, as_json: bool) -> st
     return form
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, by trying in its folder.
+def check_writable(path: Path, source: str) -> None:
+    """Refuse a file that could not be written, by trying in its folder, or that is the text itself.
 
     Raises:
-        ConfigError: it is a folder, or its folder is missing or not writable.
+        ConfigError: it is the source or a folder, or its folder is missing or not writable.
     """
     if path.is_dir():
         raise ConfigError(f"{path}: a folder, not a file to write")
-    path = path.resolve()  # of a link, what it leads to
     if _is_device(path):
         return
+    if source != "-" and path.exists() and os.path.exists(source) and path.samefile(source):
+        raise ConfigError(f"{path}: is the text itself, which would be lost; give --output another file")
+    path = path.resolve()  # of a link, what it leads to
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent):
             return
@@ -140,19 +142,23 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         ConfigError: the disk is full, or the folder has become unwritable.
     """
-    target = path.resolve()
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
     with on_interrupt(signal.default_int_handler):
         try:
-            if _is_device(target):
-                target.write_bytes(data)
+            if _is_device(path):  # not resolved: what leads to a pipe has no name of its own
+                path.write_bytes(data)
             else:
-                aside.write_bytes(data)
-                aside.replace(target)
+                _replace(path.resolve(), data)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written, {error.strerror}") from error
-        finally:
-            aside.unlink(missing_ok=True)
+
+
+def _replace(target: Path, data: bytes) -> None:
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(data)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _is_device(path: Path) -> bool:
