@@ -257,6 +257,7 @@ class TestMistakes:
     def test_a_copy_does_not_go_where_something_is(self, refuses, memory: Path) -> None:
         assert "is not empty" in refuses("memory", "copy", memory, memory)
         assert "no folder" in refuses("memory", "copy", memory, memory.parent / "a" / "b")
+        assert "is inside" in refuses("memory", "copy", memory, memory / "copy")
 
     def test_a_damaged_catalogue_is_one_line(self, refuses, memory: Path) -> None:
         (memory / "catalogue.sqlite").write_bytes(b"nothing of the kind" * 100)

@@ -70,7 +70,7 @@ def run(
     row: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=PRESET[,SETTING=VALUE...]",
+            metavar="NAME=PRESET[:VARIANT][,SETTING=VALUE...]",
             help="A method of your own, besides; may be repeated.",
             show_default=False,
         ),

@@ -277,4 +277,5 @@ def _reason(error: BaseException, where: dict[str, Any]) -> str:
 def _first_line(error: BaseException) -> str:
     """What transformers says, without its advice and its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
+    line = lines[0] if lines else type(error).__name__
+    return line.removesuffix(" from one of:").rstrip(".")[:300]

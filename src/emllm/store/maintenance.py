@@ -171,6 +171,8 @@ def _transfer(
     total = sum(record.num_bytes for record in contents.all_files)
     done = 0
     refuse_occupied(to)
+    if folder.path.resolve() in to.resolve().parents:
+        raise StoreError(f"{to}: is inside {folder.path}, which would be no memory alone any more")
     header.pop(ERASING, None)  # nothing of it is carried over
     with workplace(to) as made:
         prepare(made)
