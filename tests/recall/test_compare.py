@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from emllm.recall import compare
-from emllm.recall.compare import best_logits, block_events, most_standing_out
+from emllm.recall.compare import attention_shares, best_logits, block_events, most_standing_out
 from emllm.recall.index import EventIndex, IndexPart
 
 cuts_of_forty = st.lists(st.integers(0, 40), max_size=5)
@@ -36,8 +36,9 @@ def cut(part: IndexPart, places: list[int]) -> list[IndexPart]:
 
 
 @contextmanager
-def small_blocks() -> Iterator[None]:
+def small_blocks(copied: int = compare.COPIED_EVENTS) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "COPIED_EVENTS", copied)
         patch.setattr(compare, "CACHED_LOGITS", 60)
         patch.setattr(compare, "LEAST_EVENTS", 1)
         yield
@@ -52,10 +53,10 @@ def test_logits_are_best_products_and_the_sum_is_of_all_events(seed, num_queries
     torch.testing.assert_close(lse.double(), expected.logsumexp(-1), atol=1e-5, rtol=1e-5)
 
 
-@given(st.integers(0, 99), st.integers(1, 4), cuts_of_forty)
-def test_blocks_and_cuts_change_no_bit_of_products_of_bytes(seed, num_queries, places):
+@given(st.integers(0, 99), st.integers(1, 4), cuts_of_forty, st.sampled_from([0, 5, 40]))
+def test_blocks_and_cuts_change_no_bit_of_products_of_bytes(seed, num_queries, places, copied):
     queries, part = drawn(seed, 2, num_queries, 8), in_bytes(drawn(seed + 1, 2, 40, 3, 8))
-    with small_blocks():
+    with small_blocks(copied):
         assert block_events(2, num_queries) < 40
         whole, whole_lse = best_logits(queries, [part])
         logits, lse = best_logits(queries, cut(part, places))
@@ -70,3 +71,20 @@ def test_the_most_that_a_query_gives_an_event_is_its_largest_log_share(seed, num
     with small_blocks():
         found = most_standing_out(logits.clone(), logits.logsumexp(-1))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(0, 99), st.integers(1, 4), cuts_of_forty, st.sampled_from([0, 5, 40]), st.booleans())
+def test_shares_of_attention_are_a_softmax_over_all_keys_by_their_tokens(
+    seed, num_queries, places, copied, is_bytes
+):
+    queries, keys = drawn(seed, 2, num_queries, 8), drawn(seed + 1, 2, 40, 3, 8)
+    part = in_bytes(keys) if is_bytes else IndexPart(keys.transpose(1, 2))
+    tokens = 1 + drawn(seed + 2, 3, 40).abs()
+    logits = torch.einsum("KQD,KNRD->KQRN", queries.double(), part.floats().double())
+    expected = (
+        (logits + tokens.double().log()).flatten(2).softmax(-1).unflatten(2, (3, 40)).sum(2).mean((0, 1))
+    )
+    with small_blocks(copied):
+        found = attention_shares(queries, cut(part, places), tokens)
+        assert torch.equal(found, attention_shares(queries, [part], tokens))
+    torch.testing.assert_close(found.double(), expected, atol=2e-3 if is_bytes else 1e-5, rtol=0)

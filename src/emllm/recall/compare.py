@@ -19,6 +19,8 @@ from emllm.recall.index import IndexPart
 #: Numbers that are formed at once, for all heads and queries, so that they stay in cache.
 CACHED_LOGITS = 1 << 19
 LEAST_EVENTS = 256
+#: Events whose keys are copied rather than multiplied one representative after the other.
+COPIED_EVENTS = 1024
 
 
 def best_logits(
@@ -69,8 +71,7 @@ def attention_shares(
     num_kv_heads, num_queries, _ = queries.shape
     num_keys, num_events = key_tokens.shape
     is_bytes = any(part.scales is not None for part in parts)
-    steps, step = rounded(queries) if is_bytes else (queries, torch.ones(1, 1, 1, device=queries.device))
-    weighted = (key_tokens != 1).any(dim=1).nonzero()[:, 0].tolist()
+    steps, step = rounded(queries) if is_bytes else (queries, None)
     key_tokens = key_tokens.to(queries.device)
     held = queries.new_empty(num_kv_heads, num_queries, num_events, dtype=torch.float32)
     tops, sums, spans = [], [], []
@@ -81,23 +82,29 @@ def attention_shares(
         for piece in pieces:
             _put_products(steps, piece, logits[..., first : first + piece.num_events])
             first += piece.num_events
-        logits.mul_(step[:, None])
+        if step is not None:
+            logits.mul_(step[:, None])
         top = logits.amax(dim=(1, 3))
-        logits.sub_(top[:, None, :, None]).exp_()
-        for key in weighted:
-            logits[:, key].mul_(key_tokens[key, start:stop])
+        logits.sub_(top[:, None, :, None]).exp_().mul_(key_tokens[:, None, start:stop])
         block = torch.sum(logits, dim=1, out=held[:, :, start:stop])
         tops.append(top)
         sums.append(block.sum(dim=-1))
-        spans.append((start, stop))
-    top = torch.stack(tops).amax(dim=0)
+        spans.append(slice(start, stop))
+    held = held.flatten(0, 1)
+    shares = [
+        weights.flatten() @ held[:, span] for weights, span in zip(_weights(tops, sums), spans, strict=True)
+    ]
+    return torch.cat(shares).div_(num_kv_heads * num_queries)
+
+
+def _weights(tops: Sequence[Tensor], sums: Sequence[Tensor]) -> list[Tensor]:
+    """What turns each block's sums, formed less the block's largest logit, into shares of all blocks."""
+    if len(tops) == 1:
+        return [sums[0].reciprocal()]
+    top = torch.stack(list(tops)).amax(dim=0)
     scales = [(one - top).exp_() for one in tops]
     total = torch.stack([one * scale for one, scale in zip(sums, scales, strict=True)]).sum(dim=0)
-    shares = [
-        torch.einsum("KQ,KQN->N", scale / total, held[:, :, start:stop])
-        for scale, (start, stop) in zip(scales, spans, strict=True)
-    ]
-    return torch.cat(shares) / (num_kv_heads * num_queries)
+    return [scale / total for scale in scales]
 
 
 def _put_products(queries: Tensor, part: IndexPart, out: Float[Tensor, "K R Q N"]) -> None:
@@ -109,9 +116,31 @@ def _put_products(queries: Tensor, part: IndexPart, out: Float[Tensor, "K R Q N"
         # Exact in float32, as in `_byte_products`.
         products = torch.matmul(queries.float()[:, None], part.keys.float().transpose(2, 3))
     else:
-        products = torch.empty(out.shape, dtype=torch.int32)
-        _put_byte_products(queries, part.keys, products)
+        products = _all_byte_products(queries, part.keys)
     out.copy_(products).mul_(part.scales[:, None, None])
+
+
+def _all_byte_products(
+    queries: Int8[Tensor, "K Q D"], keys: Int8[Tensor, "K R N D"]
+) -> Int32[Tensor, "K R Q N"]:
+    """All products of bytes on a CPU.
+
+    A head at a time where its keys lie together or are few: a small product takes less than to begin it.
+    """
+    num_kv_heads, num_keys, num_events, _ = keys.shape
+    num_queries = queries.shape[1]
+    if num_events <= COPIED_EVENTS:
+        keys = keys.contiguous()
+    if keys.stride(1) == num_events * keys.stride(2):
+        of_heads = torch.empty((num_kv_heads, num_queries, num_keys * num_events), dtype=torch.int32)
+        for steps, columns, place in zip(
+            queries.unbind(), keys.flatten(1, 2).mT.unbind(), of_heads.unbind(), strict=True
+        ):
+            torch._int_mm(steps, columns, out=place)
+        return of_heads.unflatten(2, (num_keys, num_events)).transpose(1, 2)
+    products = torch.empty((num_kv_heads, num_keys, num_queries, num_events), dtype=torch.int32)
+    _put_byte_products(queries, keys, products)
+    return products
 
 
 def _put_byte_products(
@@ -131,8 +160,8 @@ def block_events(num_kv_heads: int, num_queries: int) -> int:
 def rounded(queries: Float[Tensor, "K Q D"]) -> tuple[Int8[Tensor, "K Q D"], Float[Tensor, "K Q 1"]]:
     """Queries in 127 steps of their largest feature, and the steps' sizes."""
     queries = queries.float()
-    scales = queries.abs().amax(dim=-1, keepdim=True) / 127
-    scales = torch.where(scales > 0, scales, 1.0)
+    scales = torch.linalg.vector_norm(queries, ord=torch.inf, dim=-1, keepdim=True).div_(127)
+    scales.clamp_(min=torch.finfo(torch.float32).tiny)  # a query of zeros stays one
     return (queries / scales).round_().to(torch.int8), scales
 
 
@@ -166,12 +195,4 @@ def _byte_products(queries: Int8[Tensor, "K Q D"], keys: Int8[Tensor, "K R N D"]
         # Exact in float32: no sum of products of bytes reaches 2**24 below 1,040 features.
         products = torch.einsum("KQD,KRND->KRQN", queries.float(), keys.float())
         return products.amax(dim=1)
-    num_kv_heads, num_representatives, num_events, _ = keys.shape
-    shape = (num_kv_heads, 1, queries.shape[1], num_events)
-    best, other = torch.empty((2, *shape), dtype=torch.int32)
-    for representative in range(num_representatives):
-        products = other if representative else best
-        _put_byte_products(queries, keys[:, representative : representative + 1], products)
-        if representative:
-            torch.maximum(best, other, out=best)
-    return best[:, 0]
+    return _all_byte_products(queries, keys).amax(dim=1)

@@ -137,13 +137,14 @@ def key_tokens(event_key: str, sizes: Int[np.ndarray, " N"], num_keys: int) -> F
 
     Of `outliers` every key stands for itself and the second for all others; else all stand for as many.
     """
-    counts = torch.from_numpy(sizes).float()
+    counts = sizes.astype(np.float32)  # NumPy: small arrays, for every layer of every chunk
     if event_key != "outliers" or num_keys == 1:
-        return (counts / num_keys).expand(num_keys, -1)
+        return torch.from_numpy(counts / num_keys).expand(num_keys, -1)
     num_outliers = num_keys - 1
-    tokens = (counts / num_outliers).clamp_(max=1).repeat(num_keys, 1)
-    tokens[1] = (counts - num_outliers).clamp_(min=0)
-    return tokens
+    tokens = np.empty((num_keys, len(counts)), dtype=np.float32)
+    tokens[:] = np.minimum(counts / num_outliers, 1)
+    tokens[1] = np.maximum(counts - num_outliers, 0)
+    return torch.from_numpy(tokens)
 
 
 def _gather_tokens(keys: Keys, idx: Int[Tensor, "K N R"]) -> EventKeys:

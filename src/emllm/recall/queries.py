@@ -44,5 +44,7 @@ def longest(query: Float[Tensor, "H T D"], num: int) -> Float[Tensor, "H votes D
 
 def part_means(query: Float[Tensor, "H T D"], num: int) -> Float[Tensor, "H votes D"]:
     """The mean query of each of so many parts of a chunk."""
+    if query.shape[1] % num == 0:  # all at once takes two thirds of the time
+        return query.unflatten(1, (num, -1)).mean(dim=2, dtype=torch.float32).to(query.dtype)
     means = [part.float().mean(dim=1) for part in query.tensor_split(num, dim=1)]
     return torch.stack(means, dim=1).to(query.dtype)
