@@ -78,13 +78,16 @@ def oracle(
     return logits.softmax(-1)[..., : num_old + num_new] @ values
 
 
+def parts_of(given_, chunk=slice(None)):
+    return [x[:, chunk] for x in (given_.query, given_.key, given_.value)]
+
+
 @given(views, policies, st.integers(1, 7), st.sampled_from([None, 3.0]), st.booleans(), st.integers(0, 99))
 def test_a_context_is_one_softmax_at_the_policys_positions(counts, policy, num_new, softcap, sunk, seed):
     given_ = tokens(sum(counts), num_new, seed)
     sinks = torch.linspace(-1, 2, HEADS) if sunk else None
     context = laid_out(counts, policy, given_, first=num_new, room=0)
-    context.write(given_.key, given_.value)
-    out, _, _ = context.attend(given_.query, scaling=SCALING, softcap=softcap, sink_logits=sinks)
+    out, _, _ = context.attend(*parts_of(given_), scaling=SCALING, softcap=softcap, sink_logits=sinks)
     expected = oracle(counts, policy, given_, sinks, softcap)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
 
@@ -93,14 +96,12 @@ def test_a_context_is_one_softmax_at_the_policys_positions(counts, policy, num_n
 def test_a_chunk_at_once_and_in_pieces_give_the_same(counts, policy, pieces):
     given_ = tokens(sum(counts), sum(pieces))
     whole = laid_out(counts, policy, given_, first=sum(pieces), room=0)
-    whole.write(given_.key, given_.value)
-    expected, expected_lse, turned = whole.attend(given_.query, scaling=SCALING)
+    expected, expected_lse, turned = whole.attend(*parts_of(given_), scaling=SCALING)
     context = laid_out(counts, policy, given_, first=pieces[0], room=sum(pieces))
     outs, start = [], 0
     for length in pieces:
         chunk = slice(start, start + length)
-        context.write(given_.key[:, chunk], given_.value[:, chunk])
-        outs.append(context.attend(given_.query[:, chunk], scaling=SCALING))
+        outs.append(context.attend(*parts_of(given_, chunk), scaling=SCALING))
         context.advance(length)
         start += length
     assert context.plan.num_chunk == sum(pieces) and context.plan.room == pieces[0]
@@ -114,17 +115,14 @@ def test_a_chunk_at_once_and_in_pieces_give_the_same(counts, policy, pieces):
 def test_writing_twice_is_writing_once_and_only_advance_counts(counts, policy, num_new):
     given_, other = tokens(sum(counts), num_new), tokens(sum(counts), num_new, seed=1)
     context = laid_out(counts, policy, given_, first=num_new, room=2)
-    context.write(other.key, other.value)
-    context.attend(other.query, scaling=SCALING)
+    context.attend(*parts_of(other), scaling=SCALING)
     results = []
     for _ in range(2):
-        context.write(given_.key, given_.value)
-        results.append(context.attend(given_.query, scaling=SCALING)[0].clone())
+        results.append(context.attend(*parts_of(given_), scaling=SCALING)[0].clone())
     assert context.plan.num_chunk == 0
     fresh = laid_out(counts, policy, given_, first=num_new, room=2)
-    fresh.write(given_.key, given_.value)
     assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], fresh.attend(given_.query, scaling=SCALING)[0])
+    assert torch.equal(results[0], fresh.attend(*parts_of(given_), scaling=SCALING)[0])
 
 
 @given(views, st.integers(1, 5))
@@ -145,8 +143,7 @@ def test_order_inside_the_episodes_matters_in_ordered_and_not_in_paper_positions
         outs = []
         for each in (given_, moved):
             context = laid_out(counts, policy, each, first=num_new, room=0)
-            context.write(each.key, each.value)
-            outs.append(context.attend(each.query, scaling=SCALING)[0])
+            outs.append(context.attend(*parts_of(each), scaling=SCALING)[0])
         gaps[policy] = float((outs[0] - outs[1]).abs().max())
     assert gaps["paper"] < 1e-5 < 1e-4 < gaps["ordered"]
 

@@ -129,23 +129,48 @@ class LayerContext:
 
     def write(self, key: Float[Tensor, "K T D"], value: Float[Tensor, "K T E"]) -> None:
         """Put tokens behind the committed ones; writing the same again changes nothing."""
-        plan, num_new = self.plan, key.shape[1]
-        start = plan.layout.num_tokens + plan.num_chunk
-        stop = start + num_new
-        self._rotated(
-            key, plan.layout.num_near + plan.num_chunk, out=self.buffers.keys[start:stop].transpose(0, 1)
+        keys, values = self._places(key.shape[1])
+        self._rotated(key, self._position, out=keys)
+        values.copy_(value)
+
+    def _places(self, num_new: int) -> tuple[Tensor, Tensor]:
+        """Where the keys and the values of tokens behind the committed ones belong, ``[K, T, D]``."""
+        start = self.plan.layout.num_tokens + self.plan.num_chunk
+        rows = slice(start, start + num_new)
+        return self.buffers.keys[rows].transpose(0, 1), self.buffers.values[rows].transpose(0, 1)
+
+    @property
+    def _position(self) -> int:
+        """Of the first token behind the committed ones."""
+        return self.plan.layout.num_near + self.plan.num_chunk
+
+    def _written(self, query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "H T D"]:
+        """As `write`, and the tokens' queries, turned as for the near tokens."""
+        if query.shape[1] > 1:
+            self.write(key, value)
+            # Head by head in memory, so that the queries of a group can be seen as one head's without a copy.
+            return self._rotated(query, self._position, out=query.new_empty(query.shape))
+        # One token's operations cost what it takes to begin them, so queries and keys are turned together.
+        both = torch.cat([query, key])
+        near, near_key = self._rotated(both, self._position, out=torch.empty_like(both)).split(
+            [len(query), len(key)]
         )
-        self.buffers.values[start:stop].copy_(value.transpose(0, 1))
+        keys, values = self._places(1)
+        keys.copy_(near_key)
+        values.copy_(value)
+        return near
 
     def attend(
         self,
         query: Float[Tensor, "H T D"],
+        key: Float[Tensor, "K T D"],
+        value: Float[Tensor, "K T E"],
         *,
         scaling: float,
         softcap: float | None = None,
         sink_logits: Float[Tensor, " H"] | None = None,
     ) -> tuple[Float[Tensor, "H T E"], Float[Tensor, "H T"], Float[Tensor, "H T D"]]:
-        """Attention of the tokens last written over everything before them.
+        """Attention of tokens, put behind the committed ones, over everything before them and themselves.
 
         Returns:
             Output, the log of the softmax normaliser, and the queries as turned for the near tokens.
@@ -153,8 +178,7 @@ class LayerContext:
         layout, num_new = self.plan.layout, query.shape[1]
         keys, values = (x.transpose(0, 1) for x in (self.buffers.keys, self.buffers.values))
         chunk = layout.num_tokens + self.plan.num_chunk
-        # Head by head in memory, so that the queries of a group can be seen as one head's without a copy.
-        near = self._rotated(query, layout.num_near + self.plan.num_chunk, out=query.new_empty(query.shape))
+        near = self._written(query, key, value)
         options: dict[str, Any] = {"scaling": scaling, "softcap": softcap}
         parts = []
         if layout.num_far:

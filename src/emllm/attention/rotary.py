@@ -21,7 +21,7 @@ from torch import Tensor
 CONVENTIONS = ("half", "pairs", "half_negated", "none")
 
 #: Features that are turned at once, so that their float32 copies stay in cache.
-CACHED_FEATURES = 1 << 18
+CACHED_FEATURES = 1 << 19
 
 _MIN_POSITIONS = 1024
 _NUM_CACHED = 4
@@ -134,14 +134,18 @@ def rotate(
         return out
     start, stop = rotation.first_dim, rotation.first_dim + rotation.rotary_dim
     sign = -1 if rotation.convention == "half_negated" else 1
+    turned = out[..., start:stop]
     # One conversion there and one back: operators on mixed dtypes convert at every step, on their own copies.
-    exact = x[..., start:stop].to(torch.promote_types(x.dtype, cos.dtype))
-    exact = exact.clone() if exact.data_ptr() == x[..., start:stop].data_ptr() else exact
+    # In the memory order of the result, as most time goes into strides.
+    wide = torch.promote_types(x.dtype, cos.dtype)
+    exact = turned if out.dtype == wide else torch.empty_like(turned, dtype=wide)
+    exact.copy_(x[..., start:stop])
     left, right = _paired(exact, rotation)
     crossed = left * sin
     left.mul_(cos).addcmul_(right, sin, value=-sign)
     right.mul_(cos).add_(crossed, alpha=sign)
-    out[..., start:stop] = exact
+    if exact is not turned:
+        turned.copy_(exact)
     if start > 0:
         out[..., :start] = x[..., :start]
     if stop < x.shape[-1]:

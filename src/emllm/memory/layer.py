@@ -70,9 +70,13 @@ class MemoryLayer:
             context = self._lay_out(log, plan, key, value)
         staged.context = context
         self.staged = staged
-        context.write(key, value)
         out, lse, near_query = context.attend(
-            query, scaling=options.scaling, softcap=options.softcap, sink_logits=options.sink_logits
+            query,
+            key,
+            value,
+            scaling=options.scaling,
+            softcap=options.softcap,
+            sink_logits=options.sink_logits,
         )
         self.weights.stage(
             staged,
