@@ -44,7 +44,8 @@ def best_logits(
                 place.copy_(_float_products(queries, piece))
             else:
                 steps, scales = asked
-                place.copy_(_byte_products(steps, piece.keys)).mul_(piece.scales[:, None]).mul_(scales)
+                best = _all_byte_products(steps, piece.keys).amax(dim=1)
+                place.copy_(best).mul_(piece.scales[:, None]).mul_(scales)
             first += piece.num_events
         sums.append(torch.logsumexp(logits[:, :, start:first], dim=-1))
     return logits, sums[0] if len(sums) == 1 else torch.logsumexp(torch.stack(sums), dim=0)
@@ -112,32 +113,28 @@ def _put_products(queries: Tensor, part: IndexPart, out: Float[Tensor, "K R Q N"
     if part.scales is None:
         out.copy_(torch.matmul(queries.to(part.keys.dtype)[:, None], part.keys.transpose(2, 3)))
         return
-    if part.keys.device.type != "cpu":
-        # Exact in float32, as in `_byte_products`.
-        products = torch.matmul(queries.float()[:, None], part.keys.float().transpose(2, 3))
-    else:
-        products = _all_byte_products(queries, part.keys)
-    out.copy_(products).mul_(part.scales[:, None, None])
+    out.copy_(_all_byte_products(queries, part.keys)).mul_(part.scales[:, None, None])
 
 
 def _all_byte_products(
     queries: Int8[Tensor, "K Q D"], keys: Int8[Tensor, "K R N D"]
-) -> Int32[Tensor, "K R Q N"]:
-    """All products of bytes on a CPU.
+) -> Int32[Tensor, "K R Q N"] | Float[Tensor, "K R Q N"]:
+    """All products of bytes, exact.
 
-    A head at a time where its keys lie together or are few: a small product takes less than to begin it.
+    On a CPU a head at a time where its keys lie together or are few: a small product takes less than to begin
+    it.
     """
+    if keys.device.type != "cpu":
+        # Exact in float32: no sum of products of bytes reaches 2**24 below 1,040 features.
+        return torch.matmul(queries.float()[:, None], keys.float().transpose(2, 3))
     num_kv_heads, num_keys, num_events, _ = keys.shape
     num_queries = queries.shape[1]
     if num_events <= COPIED_EVENTS:
         keys = keys.contiguous()
     if keys.stride(1) == num_events * keys.stride(2):
-        of_heads = torch.empty((num_kv_heads, num_queries, num_keys * num_events), dtype=torch.int32)
-        for steps, columns, place in zip(
-            queries.unbind(), keys.flatten(1, 2).mT.unbind(), of_heads.unbind(), strict=True
-        ):
-            torch._int_mm(steps, columns, out=place)
-        return of_heads.unflatten(2, (num_keys, num_events)).transpose(1, 2)
+        of_heads = torch.empty((num_kv_heads, 1, num_queries, num_keys * num_events), dtype=torch.int32)
+        _put_byte_products(queries, keys.flatten(1, 2)[:, None], of_heads)
+        return of_heads[:, 0].unflatten(2, (num_keys, num_events)).transpose(1, 2)
     products = torch.empty((num_kv_heads, num_keys, num_queries, num_events), dtype=torch.int32)
     _put_byte_products(queries, keys, products)
     return products
@@ -187,12 +184,3 @@ def _float_products(queries: Float[Tensor, "K Q D"], part: IndexPart) -> Tensor:
     columns = queries.to(part.keys.dtype).transpose(1, 2)
     products = [torch.bmm(keys, columns) for keys in part.keys.unbind(dim=1)]
     return functools.reduce(torch.maximum, products).transpose(1, 2)
-
-
-def _byte_products(queries: Int8[Tensor, "K Q D"], keys: Int8[Tensor, "K R N D"]) -> Tensor:
-    """The largest integer product over an event's keys, ``[K, Q, N]`` int32."""
-    if keys.device.type != "cpu":
-        # Exact in float32: no sum of products of bytes reaches 2**24 below 1,040 features.
-        products = torch.einsum("KQD,KRND->KRQN", queries.float(), keys.float())
-        return products.amax(dim=1)
-    return _all_byte_products(queries, keys).amax(dim=1)
